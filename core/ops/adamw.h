@@ -1,0 +1,33 @@
+/* core/ops/adamw.h: AdamW with fp32 master weights over a slice of the flat parameter buffer
+ * (Loshchilov & Hutter 2019, algorithm 2, decoupled decay).
+ *
+ *   g = grad_scale * grad        m = b1 m + (1-b1) g        v = b2 v + (1-b2) g^2
+ *   master -= lr * (m / c1 / (sqrt(v / c2) + eps) + weight_decay * master)
+ *   c1 = 1 - b1^step, c2 = 1 - b2^step (computed in fp64, step from 1)
+ * weight is the copy that the model computes with (rounded to nearest when bf16). Element-wise: no
+ * dependence on slicing.
+ */
+#ifndef HT_OPS_ADAMW_H
+#define HT_OPS_ADAMW_H
+
+#include <stdint.h>
+
+#include "core/base/backend.h"
+#include "core/base/dtype.h"
+
+struct ht_adamw_args {
+    int64_t n, step;
+    float lr, beta1, beta2, eps, weight_decay, grad_scale;
+    float *master, *exp_avg, *exp_avg_sq; // (n)
+    const float *grad;                    // (n)
+    void *weight;                         // (n) weight_dtype
+    enum ht_dtype weight_dtype;
+};
+
+enum ht_status ht_adamw_step(struct ht_backend *be, const struct ht_adamw_args *a);
+
+/* Sum of squares of n fp32 values: fp64, fixed order (blocks of 4096), independent of thread count. NaN and
+ * infinity come through. */
+enum ht_status ht_sum_squares(struct ht_backend *be, double *out, const float *x, int64_t n);
+
+#endif
