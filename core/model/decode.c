@@ -1,0 +1,223 @@
+/* core/model/decode.c: sequence states and the passes that extend them. */
+#include "core/model/decode.h"
+
+#include <stdlib.h>
+#include <string.h>
+
+#include "attention/flash.h"
+#include "core/model/stack.h"
+#include "core/ops/gemm.h"
+
+struct ht_state {
+    const struct ht_model_config *cfg; // of the model, borrowed
+    int64_t n_tokens, capacity;
+    int64_t conv_n, ssm_n; // floats per Mamba layer
+    float **conv, **ssm;   // (n_layers), NULL for attention layers
+    void **k, **v;         // (n_layers), NULL for Mamba layers
+    struct ht_arena arena;
+};
+
+struct ht_decoder {
+    struct ht_model *m;
+    struct ht_acts *acts;
+    struct ht_mixer_state *mixer; // (n_layers)
+    int32_t *pos;                 // (block_tokens)
+    int64_t block_tokens;
+};
+
+static void *zeros(size_t n, size_t size)
+{
+    return calloc(n ? n : 1, size);
+}
+
+enum ht_status ht_state_create(struct ht_state **out, const struct ht_model *m, int64_t capacity)
+{
+    const struct ht_model_config *c = &m->cfg;
+    const size_t n_layers = (size_t)c->n_layers;
+    const size_t kv_bytes =
+        (size_t)(capacity * c->n_kv_heads * c->d_head) * ht_dtype_bytes(m->dtype);
+    enum ht_status st = HT_OK;
+    size_t total = 64;
+    struct ht_state *s = calloc(1, sizeof *s);
+
+    *out = NULL;
+    if (!s) return HT_FAIL(HT_ERR_MEMORY, "no memory for a sequence state");
+    s->cfg = c;
+    s->capacity = capacity;
+    s->conv_n = (c->d_conv - 1) * ht_conv_channels(c);
+    s->ssm_n = c->ssm_heads * c->ssm_d_head * c->d_state;
+    s->conv = zeros(n_layers, sizeof *s->conv);
+    s->ssm = zeros(n_layers, sizeof *s->ssm);
+    s->k = zeros(n_layers, sizeof *s->k);
+    s->v = zeros(n_layers, sizeof *s->v);
+    if (!s->conv || !s->ssm || !s->k || !s->v) {
+        st = HT_FAIL(HT_ERR_MEMORY, "no memory for the states of %zu layers", n_layers);
+        goto done;
+    }
+    for (size_t i = 0; i < n_layers; i++)
+        total += c->layer_kind[i] == HT_LAYER_MAMBA
+                     ? ht_arena_bytes((size_t)s->conv_n * 4) + ht_arena_bytes((size_t)s->ssm_n * 4)
+                     : 2 * ht_arena_bytes(kv_bytes);
+    HT_TRY_GOTO(st, done, ht_arena_create(&s->arena, "sequence state", total));
+    for (size_t i = 0; i < n_layers; i++) {
+        if (c->layer_kind[i] == HT_LAYER_MAMBA) {
+            s->conv[i] = ht_arena_get(&s->arena, (size_t)s->conv_n * 4);
+            s->ssm[i] = ht_arena_get(&s->arena, (size_t)s->ssm_n * 4);
+        } else {
+            s->k[i] = ht_arena_get(&s->arena, kv_bytes);
+            s->v[i] = ht_arena_get(&s->arena, kv_bytes);
+        }
+    }
+    *out = s;
+    s = NULL;
+done:
+    ht_state_free(s);
+    return st;
+}
+
+void ht_state_free(struct ht_state *s)
+{
+    if (!s) return;
+    ht_arena_free(&s->arena);
+    free(s->conv);
+    free(s->ssm);
+    free(s->k);
+    free(s->v);
+    free(s);
+}
+
+void ht_state_reset(struct ht_state *s)
+{
+    s->n_tokens = 0;
+    for (int64_t i = 0; i < s->cfg->n_layers; i++)
+        if (s->conv[i]) {
+            memset(s->conv[i], 0, (size_t)s->conv_n * 4);
+            memset(s->ssm[i], 0, (size_t)s->ssm_n * 4);
+        }
+}
+
+enum ht_status ht_state_copy(struct ht_state *to, const struct ht_state *from)
+{
+    if (to->cfg != from->cfg || to->arena.used_bytes != from->arena.used_bytes)
+        return HT_FAIL(HT_ERR_ARG,
+                       "states of different models or capacities (%lld and %lld tokens)",
+                       (long long)to->capacity, (long long)from->capacity);
+    memcpy(to->arena.base, from->arena.base, from->arena.used_bytes);
+    to->n_tokens = from->n_tokens;
+    return HT_OK;
+}
+
+int64_t ht_state_n_tokens(const struct ht_state *s)
+{
+    return s->n_tokens;
+}
+
+int64_t ht_state_bytes(const struct ht_state *s)
+{
+    return (int64_t)s->arena.used_bytes;
+}
+
+enum ht_status ht_decoder_create(struct ht_decoder **out, struct ht_model *m, int64_t block_tokens)
+{
+    enum ht_status st = HT_OK;
+    struct ht_decoder *d = calloc(1, sizeof *d);
+
+    *out = NULL;
+    if (!d) return HT_FAIL(HT_ERR_MEMORY, "no memory for a decoder");
+    if (m->cfg.chunk > 0) // whole chunks, so that a split prompt is rounded as an unsplit one
+        block_tokens = (block_tokens + m->cfg.chunk - 1) / m->cfg.chunk * m->cfg.chunk;
+    d->m = m;
+    d->block_tokens = block_tokens;
+    d->mixer = calloc((size_t)m->cfg.n_layers, sizeof *d->mixer);
+    d->pos = calloc((size_t)block_tokens, sizeof *d->pos);
+    if (!d->mixer || !d->pos) {
+        st = HT_FAIL(HT_ERR_MEMORY, "no memory for %lld positions", (long long)block_tokens);
+        goto done;
+    }
+    HT_TRY_GOTO(st, done, ht_acts_create(&d->acts, m, HT_RECOMPUTE_NONE, true, block_tokens));
+    const struct ht_kv_attention_args kv = { .n_tokens = block_tokens,
+                                             .n_heads = m->cfg.n_heads,
+                                             .n_kv_heads = m->cfg.n_kv_heads,
+                                             .d_head = m->cfg.d_head,
+                                             .dtype = m->dtype };
+    if (m->cfg.n_heads > 0)
+        HT_TRY_GOTO(st, done,
+                    ht_backend_reserve_scratch(
+                        m->be, ht_kv_attention_scratch_bytes(&kv, m->be->n_threads)));
+    HT_TRY_GOTO(st, done,
+                ht_backend_reserve_scratch(
+                    m->be, ht_gemm_scratch_bytes(1, m->cfg.vocab_size, m->cfg.d_model, m->dtype)));
+    *out = d;
+    d = NULL;
+done:
+    ht_decoder_free(d);
+    return st;
+}
+
+void ht_decoder_free(struct ht_decoder *d)
+{
+    if (!d) return;
+    ht_acts_free(d->acts);
+    free(d->mixer);
+    free(d->pos);
+    free(d);
+}
+
+static enum ht_status extend_block(struct ht_decoder *d, struct ht_state *s, const int32_t *ids,
+                                   int64_t n)
+{
+    const int32_t starts[2] = { 0, (int32_t)n };
+    const struct ht_model_batch b = {
+        .n_tokens = n, .ids = ids, .pos = d->pos, .seqs = { 1, starts }
+    };
+
+    for (int64_t t = 0; t < n; t++) d->pos[t] = (int32_t)(s->n_tokens + t);
+    for (int64_t i = 0; i < d->m->cfg.n_layers; i++)
+        d->mixer[i] = (struct ht_mixer_state){ .conv = s->conv[i],
+                                               .ssm = s->ssm[i],
+                                               .k_cache = &s->k[i],
+                                               .v_cache = &s->v[i],
+                                               .past = &s->n_tokens,
+                                               .one_each = n == 1 };
+    HT_TRY(ht_stack_forward(d->m, d->acts, &b, d->mixer));
+    s->n_tokens += n;
+    return HT_OK;
+}
+
+enum ht_status ht_decoder_extend(struct ht_decoder *d, struct ht_state *s, const int32_t *ids,
+                                 int64_t n, float *logits)
+{
+    const struct ht_model_config *c = &d->m->cfg;
+    int64_t last = 0; // rows of the last block
+
+    if (n < 1 || n > s->capacity - s->n_tokens)
+        return HT_FAIL(HT_ERR_ARG, "%lld tokens after %lld; the context holds %lld", (long long)n,
+                       (long long)s->n_tokens, (long long)s->capacity);
+    if (c->rope_dims && s->n_tokens + n > c->max_position)
+        return HT_FAIL(HT_ERR_ARG, "position %lld; the model has %lld",
+                       (long long)(s->n_tokens + n), (long long)c->max_position);
+    for (int64_t done = 0; done < n; done += last) {
+        // the first block ends where a chunk of the whole sequence ends
+        const int64_t room =
+            c->chunk > 0 ? d->block_tokens - s->n_tokens % c->chunk : d->block_tokens;
+        last = n - done < room ? n - done : room;
+        HT_TRY(extend_block(d, s, ids + done, last));
+    }
+    if (!logits) return HT_OK;
+    HT_TRY(ht_gemm(d->m->be,
+                   &(struct ht_gemm_args){
+                       .m = 1,
+                       .n = c->vocab_size,
+                       .k = c->d_model,
+                       .trans_b = true,
+                       .ab_dtype = d->m->dtype,
+                       .c_dtype = HT_DTYPE_F32,
+                       .a = ht_column(d->acts->u_final, (last - 1) * c->d_model, d->m->dtype),
+                       .lda = c->d_model,
+                       .b = ht_model_matrix(d->m, -1, ht_head_role(d->m)),
+                       .ldb = c->d_model,
+                       .c = logits,
+                       .ldc = c->vocab_size,
+                       .alpha = 1.0f / c->logits_scaling }));
+    return HT_OK;
+}

@@ -1,0 +1,74 @@
+/* core/model/model.c: weights of a model and where each tensor stands. */
+#include "core/model/model.h"
+
+#include <stdlib.h>
+
+#include "attention/rope.h"
+
+enum ht_status ht_model_create(struct ht_model **out, struct ht_backend *be,
+                               const struct ht_model_config *cfg, enum ht_dtype dtype,
+                               enum ht_decay_rule decay, int64_t matrix_room, int64_t vector_room,
+                               int64_t n_positions)
+{
+    enum ht_status st = HT_OK;
+    struct ht_model *m = calloc(1, sizeof *m);
+
+    *out = NULL;
+    if (!m) return HT_FAIL(HT_ERR_MEMORY, "no memory for a model");
+    m->cfg = *cfg;
+    m->be = be;
+    m->dtype = dtype;
+    m->cfg.max_position = n_positions;
+    HT_TRY_GOTO(st, done, ht_tensor_list_create(&m->list, cfg, decay));
+
+    const int64_t n_vector = m->list.n_total - m->list.n_matrix;
+    const size_t matrix_bytes =
+        (size_t)(matrix_room > m->list.n_matrix ? matrix_room : m->list.n_matrix) *
+        ht_dtype_bytes(dtype);
+    const size_t vector_bytes = (size_t)(vector_room > n_vector ? vector_room : n_vector) * 4;
+    const size_t table_bytes = (size_t)(n_positions * cfg->rope_dims / 2) * 4;
+    HT_TRY_GOTO(st, done,
+                ht_arena_create(&m->arena, "weights",
+                                ht_arena_bytes(matrix_bytes) + ht_arena_bytes(vector_bytes) +
+                                    2 * ht_arena_bytes(table_bytes)));
+    m->matrix = ht_arena_get(&m->arena, matrix_bytes);
+    m->vector = ht_arena_get(&m->arena, vector_bytes);
+    if (table_bytes) {
+        const struct ht_rope_scaling scaling = { cfg->rope_factor, cfg->rope_low_freq,
+                                                 cfg->rope_high_freq, cfg->rope_original_max };
+        m->cos_table = ht_arena_get(&m->arena, table_bytes);
+        m->sin_table = ht_arena_get(&m->arena, table_bytes);
+        ht_rope_table(m->cos_table, m->sin_table, n_positions, cfg->rope_dims, cfg->rope_theta,
+                      &scaling);
+    }
+    *out = m;
+    m = NULL;
+done:
+    ht_model_free(m);
+    return st;
+}
+
+void ht_model_free(struct ht_model *m)
+{
+    if (!m) return;
+    ht_tensor_list_free(&m->list);
+    ht_arena_free(&m->arena);
+    free(m);
+}
+
+int64_t ht_model_weight_bytes(const struct ht_model *m)
+{
+    return (int64_t)m->arena.used_bytes;
+}
+
+const void *ht_model_matrix(const struct ht_model *m, int layer, enum ht_tensor_role role)
+{
+    const struct ht_tensor_info *t = ht_tensor_find(&m->list, layer, role);
+    return t ? (const char *)m->matrix + (size_t)t->offset * ht_dtype_bytes(m->dtype) : NULL;
+}
+
+const float *ht_model_vector(const struct ht_model *m, int layer, enum ht_tensor_role role)
+{
+    const struct ht_tensor_info *t = ht_tensor_find(&m->list, layer, role);
+    return t ? m->vector + (t->offset - m->list.n_matrix) : NULL;
+}

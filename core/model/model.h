@@ -1,0 +1,90 @@
+/* core/model/model.h: the layer stack: weights, activations, forward and backward of a hybrid model
+ * [5].
+ *
+ *   r = multiplier * E[token]
+ *   for each layer:  r += m_res * mixer(rms(r, w1));   r += m_res * mlp(rms(r, w2))     (no MLP:
+ * d_ff = 0) loss = linear_ce(rms(r, wf)) (spec 3.1)
+ *
+ * The mixer is Mamba-2 or attention, layer by layer; only this folder knows. All memory is sized by
+ * ht_model_sizes and taken once; a step allocates nothing.
+ */
+#ifndef HT_MODEL_MODEL_H
+#define HT_MODEL_MODEL_H
+
+#include <stdbool.h>
+#include <stdint.h>
+
+#include "core/base/backend.h"
+#include "core/base/seqs.h"
+#include "core/config/config.h"
+#include "core/config/tensor_list.h"
+
+struct ht_model {
+    struct ht_model_config cfg;
+    struct ht_tensor_list list;
+    struct ht_backend *be;        // borrowed
+    enum ht_dtype dtype;          // of the matrices and of activations
+    void *matrix;                 // (list.n_matrix + padding) working copies, dtype
+    float *vector;                // (list.n_total - list.n_matrix + padding) working copies
+    float *cos_table, *sin_table; // (max_position, rope_dims/2), NULL without RoPE
+    struct ht_arena arena;
+};
+
+/* Weights are zero until ht_params_* or ht_weights_load fills them. matrix_room and vector_room are
+ * the lengths that the two buffers must have (ZeRO pads them); 0 for the plain lengths. n_positions
+ * is the longest sequence that RoPE tables are made for. */
+enum ht_status ht_model_create(struct ht_model **out, struct ht_backend *be,
+                               const struct ht_model_config *cfg, enum ht_dtype dtype,
+                               enum ht_decay_rule decay, int64_t matrix_room, int64_t vector_room,
+                               int64_t n_positions);
+void ht_model_free(struct ht_model *m);
+int64_t ht_model_weight_bytes(const struct ht_model *m);
+
+/* Working copy of the tensor of that role in that layer (-1: outside); NULL when the model has
+ * none. */
+const void *ht_model_matrix(const struct ht_model *m, int layer, enum ht_tensor_role role);
+const float *ht_model_vector(const struct ht_model *m, int layer, enum ht_tensor_role role);
+
+/* One micro-batch: flat tokens, their labels, positions and sequences (data/loader.h). */
+struct ht_model_batch {
+    int64_t n_tokens;
+    const int32_t *ids, *labels, *pos; // (n_tokens); labels may be NULL for hidden states only
+    struct ht_seqs seqs;
+};
+
+struct ht_acts; // activations of one micro-batch
+
+/* What ht_acts_create and the operations need for micro-batches of up to n_tokens. forward_only: no
+ * backward pass will follow. */
+struct ht_model_sizes {
+    int64_t activation_bytes, scratch_bytes;
+};
+enum ht_status ht_model_sizes(struct ht_model_sizes *out, const struct ht_model_config *cfg,
+                              enum ht_dtype dtype, enum ht_recompute recompute, bool forward_only,
+                              int64_t n_tokens, int n_threads);
+
+enum ht_status ht_acts_create(struct ht_acts **out, const struct ht_model *m,
+                              enum ht_recompute recompute, bool forward_only, int64_t n_tokens);
+void ht_acts_free(struct ht_acts *a);
+
+struct ht_loss { // sums over the counted labels of one micro-batch; natural logarithms
+    double loss_sum, z_sum;
+    int64_t n_counted;
+};
+
+/* Forward pass and loss, no gradients. logprobs: (n_tokens) or NULL. */
+enum ht_status ht_model_evaluate(struct ht_model *m, struct ht_acts *a,
+                                 const struct ht_model_batch *b, struct ht_loss *loss,
+                                 float *logprobs);
+
+/* Called during the backward pass when all gradients with flat offset >= done (matrix part) are
+ * final. */
+typedef enum ht_status ht_grads_hook(void *user, int64_t done, bool vectors_done);
+
+/* Forward and backward of one micro-batch. Gradients of loss_scale * (loss_sum + z_coef * z_sum)
+ * are added to grads (n_total, flat index space). hook may be NULL. */
+enum ht_status ht_model_train(struct ht_model *m, struct ht_acts *a, const struct ht_model_batch *b,
+                              float loss_scale, float z_coef, float *grads, struct ht_loss *loss,
+                              ht_grads_hook *hook, void *user);
+
+#endif
