@@ -2,8 +2,8 @@
  *
  *   a = pos * freq[i],  i in [0, rd/2):   (v_i, v_{i+rd/2}) -> (v_i cos a - v_{i+rd/2} sin a,
  *                                                              v_{i+rd/2} cos a + v_i sin a)
- * on the first rd = rope_dims of each q and k head; the other dims pass through. backward is the rotation by
- * -a. Tables are computed in fp64 and stored in fp32.
+ * on the first rd = rope_dims of each q and k head; the other dims pass through. backward is the
+ * rotation by -a. Tables are computed in fp64 and stored in fp32.
  */
 #ifndef HT_ATTENTION_ROPE_H
 #define HT_ATTENTION_ROPE_H
@@ -26,12 +26,12 @@ void ht_rope_table(float *cos_table, float *sin_table, int64_t n_positions, int6
 struct ht_rope_args {
     int64_t n_tokens, n_heads, n_kv_heads, d_head, rope_dims; // rope_dims even, 0..d_head
     enum ht_dtype dtype;
-    void *qkv;            // (T, (n_heads + 2*n_kv_heads) * d_head), q | k | v, rotated in place
+    void *qkv; // (T, (n_heads + 2*n_kv_heads) * d_head), q | k | v, rotated in place
     int64_t qkv_stride;
-    const int32_t *pos;   // (T)
+    const int32_t *pos;                 // (T)
     const float *cos_table, *sin_table; // (n_positions, rope_dims/2)
-    int64_t n_positions;  // HT_ERR_ARG if a pos is outside
-    bool inverse;         // rotate by -a: the gradient
+    int64_t n_positions;                // HT_ERR_ARG if a pos is outside
+    bool inverse;                       // rotate by -a: the gradient
 };
 
 enum ht_status ht_rope_apply(struct ht_backend *be, const struct ht_rope_args *a);
