@@ -83,6 +83,10 @@ enum ht_status ht_loader_set_state(struct ht_loader *l, const struct ht_loader_s
 enum ht_status ht_loader_state_to_json(char **text, const struct ht_loader_state *s);
 enum ht_status ht_loader_state_from_json(struct ht_loader_state *s, const char *text, const char *name);
 
+/* Start again from row 0; one_epoch loaders without a prefetch thread only (HT_ERR_ARG otherwise). Opens
+ * nothing: HDF5 is not called. */
+enum ht_status ht_loader_rewind(struct ht_loader *l);
+
 int64_t ht_loader_text_bytes(const struct ht_loader *l); // of all datasets, for bits per byte
 int64_t ht_loader_n_tokens(const struct ht_loader *l);   // of all datasets
 

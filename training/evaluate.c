@@ -1,0 +1,39 @@
+/* training/evaluate.c: loss on held-out data. Padding rows carry no labels and count for nothing. */
+#include <math.h>
+
+#include "training/run.h"
+
+enum ht_status ht_run_evaluate(struct ht_run *r, struct ht_eval_result *out)
+{
+    const int64_t limit = r->cfg->eval.max_tokens;
+    double sums[3] = { 0.0, 0.0, 0.0 }; // loss, labels counted, tokens read
+    int64_t seen = 0;
+    bool complete = true;
+
+    *out = (struct ht_eval_result){ 0 };
+    if (!r->eval_loader) return HT_OK;
+    HT_TRY(ht_loader_rewind(r->eval_loader));
+    for (;;) {
+        const struct ht_batch *batch = NULL;
+        struct ht_loss loss;
+        HT_TRY(ht_loader_next(r->eval_loader, &batch, NULL));
+        if (!batch) break;
+        const struct ht_model_batch b = { .n_tokens = batch->n_tokens, .ids = batch->ids,
+                                          .labels = batch->labels, .pos = batch->pos,
+                                          .seqs = batch->seqs };
+        HT_TRY(ht_model_evaluate(r->model, r->acts, &b, &loss, NULL));
+        sums[0] += loss.loss_sum;
+        sums[1] += (double)loss.n_counted;
+        seen += batch->n_tokens * ht_comm_size(r->comm);
+        if (limit > 0 && seen >= limit) { // the same on every rank: all see equally many batches
+            complete = false;
+            break;
+        }
+    }
+    HT_TRY(ht_comm_sum_f64(r->comm, sums, 3));
+    const double bytes = (double)ht_loader_text_bytes(r->eval_loader);
+    out->n_counted = (int64_t)sums[1];
+    out->loss = sums[1] > 0.0 ? sums[0] / sums[1] : 0.0;
+    if (complete && bytes > 0.0) out->bits_per_byte = sums[0] / log(2.0) / bytes;
+    return HT_OK;
+}

@@ -1,0 +1,75 @@
+/* training/run.h: everything one rank of a training run owns; created once, used by every step. */
+#ifndef HT_TRAINING_RUN_H
+#define HT_TRAINING_RUN_H
+
+#include "checkpoints/checkpoint.h"
+#include "core/base/log.h"
+#include "core/config/config.h"
+#include "core/config/recipe.h"
+#include "core/model/model.h"
+#include "data/loader.h"
+#include "distributed/comm.h"
+#include "distributed/zero.h"
+
+struct ht_run {
+    const struct ht_config *cfg; // borrowed, as are recipe, comm and log
+    const struct ht_recipe *recipe;
+    struct ht_comm *comm;
+    const struct ht_log *log;
+    char dir[HT_MAX_PATH + 300], checkpoint_dir[HT_MAX_PATH + 320]; // runs/NAME, its checkpoints
+    char *recipe_text; // resolved, as stored in checkpoints
+
+    struct ht_backend backend;
+    struct ht_model *model;
+    struct ht_acts *acts;
+    struct ht_zero *zero;
+    struct ht_loader *loader;      // training rows
+    struct ht_loader *eval_loader; // NULL without evaluation data
+    struct ht_ckpt_writer *writer;
+
+    float *grads;                        // whole gradient, flat index space (padded)
+    float *master, *exp_avg, *exp_avg_sq; // this rank's shard
+    struct ht_arena state;               // holds the four arrays above
+
+    int64_t step, tokens;  // finished
+    int64_t updates;       // optimiser updates applied: step minus skipped ones
+    int64_t skipped, skipped_in_row;
+    double flops_per_token;
+};
+
+/* Model, data, optimiser state and checkpoint writer for this rank, weights initialised or resumed. After a
+ * failure *out is NULL and nothing is left behind. */
+enum ht_status ht_run_create(struct ht_run **out, const struct ht_config *cfg,
+                             const struct ht_recipe *recipe, struct ht_comm *comm,
+                             const struct ht_log *log);
+void ht_run_free(struct ht_run *r);
+
+/* training/resume.c: initial weights, weights from elsewhere, or a checkpoint of this run. */
+enum ht_status ht_run_start(struct ht_run *r);
+
+/* training/resume.c: start a checkpoint of the present state; stall_s as in ht_ckpt_save. */
+enum ht_status ht_run_save(struct ht_run *r, double *stall_s);
+
+/* training/step.c: one optimiser step over the global batch. */
+struct ht_step_result {
+    double loss, z_loss;  // means over the counted labels of the global batch (z_loss: with its coefficient)
+    double grad_norm, lr; // norm before clipping
+    double step_s, data_wait_s, comm_exposed_s;
+    double attended; // mean attended length of this rank's sequences
+    int64_t tokens;  // of the global batch
+    bool skipped;    // loss or gradient was not finite: weights unchanged
+};
+enum ht_status ht_run_step(struct ht_run *r, struct ht_step_result *out);
+
+/* training/evaluate.c: mean loss over the held-out data (all ranks get the same numbers). */
+struct ht_eval_result {
+    double loss;          // nats per counted token
+    double bits_per_byte; // 0 when the shards carry no byte count or max_tokens cut them
+    int64_t n_counted;
+};
+enum ht_status ht_run_evaluate(struct ht_run *r, struct ht_eval_result *out);
+
+/* Working copies from this rank's masters, then everyone's (used after a load). */
+enum ht_status ht_run_publish_weights(struct ht_run *r);
+
+#endif

@@ -1,0 +1,147 @@
+/* training/setup.c: creation of a run: every buffer is sized and taken here, before step 0. */
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <unistd.h>
+
+#include "core/base/file.h"
+#include "core/config/planner.h"
+#include "training/run.h"
+
+static enum ht_status open_loader(struct ht_loader **out, const struct ht_run *r,
+                                  const struct ht_dataset_config *datasets, int n, bool evaluation)
+{
+    const struct ht_config *c = r->cfg;
+    struct ht_loader_dataset list[HT_MAX_DATASETS];
+    const int n_ranks = ht_comm_size(r->comm);
+    const int64_t step_rows = c->train.global_batch_tokens / c->data.seq_len;
+
+    for (int i = 0; i < n; i++)
+        list[i] = (struct ht_loader_dataset){ datasets[i].path, datasets[i].weight };
+    const struct ht_loader_options o = {
+        .n_datasets = n,
+        .datasets = list,
+        .seq_len = c->data.seq_len,
+        .rows_per_step = evaluation ? c->train.micro_batch * n_ranks : step_rows,
+        .micro_rows = c->train.micro_batch,
+        .rank = ht_comm_rank(r->comm),
+        .n_ranks = n_ranks,
+        .vocab_size = c->model.vocab_size,
+        .seed = c->data.seed,
+        .shuffle = c->data.shuffle && !evaluation,
+        .pack_leak = c->data.pack_leak,
+        .prefetch_batches = evaluation ? 0 : c->data.prefetch_batches,
+        .one_epoch = evaluation,
+    };
+    return ht_loader_open(out, &o);
+}
+
+static enum ht_status create_model(struct ht_run *r)
+{
+    const struct ht_config *c = r->cfg;
+    const int n_ranks = ht_comm_size(r->comm);
+    const int64_t n_tokens = c->train.micro_batch * c->data.seq_len;
+    const int local = ht_comm_local_size(r->comm);
+    struct ht_tensor_list list;
+
+    // ranks of one host share its cores
+    int threads = c->train.threads;
+    if (threads == 0) {
+        threads = (int)sysconf(_SC_NPROCESSORS_ONLN) / local;
+        if (threads < 1) threads = 1;
+    }
+    HT_TRY(ht_backend_create_cpu(&r->backend, threads, 1 << 20));
+    HT_TRY(ht_tensor_list_create(&list, &c->model, c->optimizer.decay));
+    const int64_t n_matrix = list.n_matrix, n_total = list.n_total;
+    ht_tensor_list_free(&list);
+    HT_TRY(ht_model_create(&r->model, &r->backend, &c->model, c->train.precision, c->optimizer.decay,
+                           ht_zero_padded_matrix(n_matrix, n_ranks),
+                           ht_zero_padded_vector(n_matrix, n_total, n_ranks), c->data.seq_len));
+    HT_TRY(ht_acts_create(&r->acts, r->model, c->train.recompute, false, n_tokens));
+    return ht_zero_create(&r->zero, r->comm, n_matrix, n_total, c->parallel.bucket_bytes,
+                          HT_DTYPE_F32);
+}
+
+static enum ht_status create_state(struct ht_run *r)
+{
+    const struct ht_tensor_list *list = &r->model->list;
+    const size_t shard_bytes = (size_t)ht_zero_shard_size(r->zero) * sizeof(float);
+    const size_t grad_bytes =
+        (size_t)ht_zero_padded_total(list->n_matrix, list->n_total, r->cfg->parallel.bucket_bytes,
+                                     ht_comm_size(r->comm)) *
+        sizeof(float);
+
+    HT_TRY(ht_arena_create(&r->state, "gradients and optimiser state",
+                           ht_arena_bytes(grad_bytes) + 3 * ht_arena_bytes(shard_bytes)));
+    r->grads = ht_arena_get(&r->state, grad_bytes);
+    r->master = ht_arena_get(&r->state, shard_bytes);
+    r->exp_avg = ht_arena_get(&r->state, shard_bytes);
+    r->exp_avg_sq = ht_arena_get(&r->state, shard_bytes);
+    return HT_OK;
+}
+
+static enum ht_status create_writer(struct ht_run *r)
+{
+    const struct ht_checkpoint_config *c = &r->cfg->checkpoint;
+
+    return ht_ckpt_writer_create(
+        &r->writer, r->comm,
+        &(struct ht_ckpt_writer_options){ .dir = r->checkpoint_dir,
+                                          .tensors = &r->model->list,
+                                          .slices = ht_zero_slices(r->zero),
+                                          .n_slices = ht_zero_n_slices(r->zero),
+                                          .shard_size = ht_zero_shard_size(r->zero),
+                                          .keep_last = c->keep_last,
+                                          .keep_every = c->keep_every,
+                                          .background = c->background,
+                                          .on_full_pause = c->on_full_pause,
+                                          .tokenizer_path = r->cfg->data.tokenizer,
+                                          .log = r->log });
+}
+
+enum ht_status ht_run_create(struct ht_run **out, const struct ht_config *cfg,
+                             const struct ht_recipe *recipe, struct ht_comm *comm,
+                             const struct ht_log *log)
+{
+    enum ht_status st = HT_OK;
+    struct ht_run *r = calloc(1, sizeof *r);
+
+    *out = NULL;
+    if (!r) return HT_FAIL(HT_ERR_MEMORY, "no memory for a run");
+    r->cfg = cfg;
+    r->recipe = recipe;
+    r->comm = comm;
+    r->log = log;
+    r->flops_per_token = 3.0 * ht_flops_forward(&cfg->model, 0.0);
+    snprintf(r->dir, sizeof r->dir, "%s/%s", cfg->train.out_dir, cfg->train.name);
+    snprintf(r->checkpoint_dir, sizeof r->checkpoint_dir, "%s/checkpoints", r->dir);
+    HT_TRY_GOTO(st, done, ht_recipe_print(&r->recipe_text, recipe, 0));
+    HT_TRY_GOTO(st, done, create_model(r));
+    HT_TRY_GOTO(st, done, create_state(r));
+    HT_TRY_GOTO(st, done, open_loader(&r->loader, r, cfg->data.train, cfg->data.n_train, false));
+    if (cfg->data.n_eval > 0)
+        HT_TRY_GOTO(st, done,
+                    open_loader(&r->eval_loader, r, cfg->data.eval, cfg->data.n_eval, true));
+    HT_TRY_GOTO(st, done, create_writer(r));
+    HT_TRY_GOTO(st, done, ht_run_start(r));
+    *out = r;
+    r = NULL;
+done:
+    ht_run_free(r);
+    return st;
+}
+
+void ht_run_free(struct ht_run *r)
+{
+    if (!r) return;
+    ht_ckpt_writer_free(r->writer);
+    ht_loader_close(r->loader);
+    ht_loader_close(r->eval_loader);
+    ht_zero_free(r->zero);
+    ht_acts_free(r->acts);
+    ht_model_free(r->model);
+    ht_arena_free(&r->state);
+    ht_backend_free(&r->backend);
+    free(r->recipe_text);
+    free(r);
+}
