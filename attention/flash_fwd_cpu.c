@@ -156,6 +156,10 @@ TILE_INLINE void columns(const struct ht_attention_view *a, int64_t col0, int64_
         tile_pack_transposed(k_tile, 8, 8 * words, &k, key0, in_tile, tmp, pair);
         tile_pack_interleaved(v_tile, 8, 8 * (key_tile / pair), &v, key0, in_tile, tmp, pair);
         for (int64_t i = 0; i < n_panels; i++) {
+            const int64_t ahead = key0 + key_tile + i * key_tile / n_panels;
+            const int64_t share = (key_tile + n_panels - 1) / n_panels;
+            tile_prefetch(&k, ahead, share);
+            tile_prefetch(&v, ahead, share);
             const int64_t left = panels[i].pos[TILE_PANEL - 1] + 1 - key0;
             if (left <= 0) continue;
             panel_step(&panels[i], k_tile, v_tile, s, prob, key0,

@@ -31,6 +31,15 @@ static inline const char *tile_row(const struct tile_rows *t, int64_t c, float *
     return (const char *)widened;
 }
 
+/* Ask for rows that will be packed soon: their stride defeats the hardware's prefetcher. */
+static inline void tile_prefetch(const struct tile_rows *t, int64_t first, int64_t n_rows)
+{
+    const int64_t element = (int64_t)ht_dtype_bytes(t->dtype);
+    for (int64_t r = first; r < tile_min(first + n_rows, t->n_rows); r++)
+        for (int64_t i = 0; i < t->d_head * element; i += 64)
+            __builtin_prefetch(t->base + r * t->stride * element + i);
+}
+
 /* dst[k * dst_row + r] = word k of row r, 8 rows. */
 static inline void tile_transpose8(float *dst, int64_t dst_row, const char *const rows[8],
                                    int64_t n_words)
