@@ -30,17 +30,26 @@ static const char *const pictures[][2] = { { ".loss.svg.tmp", "loss.svg" },
 
 /* ---- the data ---- */
 
-/* Exponential mean over about n / 40 steps, free of bias at the start. */
+/* Centred mean: the window grows with the step, up to a fiftieth of the run, so that the steep
+ * start is neither flattened nor shifted. */
 static double *smoothed(const struct ht_curve *c)
 {
-    const double rate = 1 / fmax(5, (double)c->n / 40);
-    double *out = malloc((size_t)c->n * sizeof *out + 1), mean = 0, weight = 0;
+    double *sum = malloc((size_t)(c->n + 1) * sizeof *sum);
+    double *out = malloc((size_t)c->n * sizeof *out + 1);
 
-    for (int64_t i = 0; out && i < c->n; i++) {
-        mean += rate * (c->value[i] - mean);
-        weight += rate * (1 - weight);
-        out[i] = mean / weight;
+    if (sum && out) {
+        sum[0] = 0;
+        for (int64_t i = 0; i < c->n; i++) sum[i + 1] = sum[i] + c->value[i];
+        for (int64_t i = 0; i < c->n; i++) {
+            const int64_t most = c->n / 50 > 3 ? c->n / 50 : 3, half = i / 8 < most ? i / 8 : most;
+            const int64_t end = i + half + 1 < c->n ? i + half + 1 : c->n;
+            out[i] = (sum[end] - sum[i - half]) / (double)(end - (i - half));
+        }
+    } else {
+        free(out);
+        out = NULL;
     }
+    free(sum);
     return out;
 }
 
@@ -98,11 +107,10 @@ static double top_of(const struct ht_curve *c, double *low)
 
 static const char style[] = "set encoding utf8\n"
                             "set border 3 lw 1 lc rgb '#555555'\n"
-                            "set grid lw 0.8 lc rgb '#dddddd' dt solid back\n"
+                            "set grid lw 0.8 lc rgb '#d0d0d0' dt solid back\n"
                             "set tics nomirror out scale 0.6 tc rgb '#333333'\n"
                             "set xlabel 'step' tc rgb '#333333'\n"
                             "set ylabel 'loss (nats per token)' tc rgb '#333333'\n"
-                            "set format x '%.0s%c'\n"
                             "set key top right samplen 2 spacing 1.2 noenhanced\n"
                             "set lmargin 9\n";
 
@@ -123,16 +131,18 @@ static void put_script(FILE *f, const struct ht_metrics_curves *c, const double 
         top = fmax(top, eval->value[i]);
     }
     const double margin = top > low ? 0.06 * (top - low) : 0.5;
+    const double last =
+        fmax(loss->n ? loss->step[loss->n - 1] : 0, eval->n ? eval->step[eval->n - 1] : 0);
+    // so many digits that neighbouring ticks differ
+    fprintf(f, "set format x '%s'\n", last < 2e4 ? "%.0f" : last < 1e6 ? "%.0s%c" : "%.1s%c");
     fprintf(f, "set yrange [%.9g:%.9g]\n", low - margin, top + margin);
     for (int64_t i = 0; i < c->lr.n; i++) peak = fmax(peak, c->lr.value[i]);
     if (peak > 0) { // low in the picture, below the curves
         fprintf(f,
-                "set border 11\nset y2tics nomirror tc rgb '#999999'\n"
-                "set y2label 'learning rate' tc rgb '#999999'\n"
-                "set format y2 '%%.1e'\nset y2range [0:%.9g]\n",
-                4 * peak);
-        // ticks only where the curve lives
-        fprintf(f, "set y2tics (0, %.9g, %.9g)\n", peak / 2, peak);
+                "set border 11\nset y2label 'learning rate' tc rgb '#999999'\n"
+                "set y2range [0:%.9g]\n"
+                "set y2tics nomirror tc rgb '#999999' ('0' 0, '%.2g' %.9g, '%.2g' %.9g)\n",
+                4 * peak, peak / 2, peak / 2, peak, peak);
         put_block(f, "lr", c->lr.step, c->lr.value, c->lr.n);
     }
     put_block(f, "loss", loss->step, loss->value, loss->n);
