@@ -42,6 +42,7 @@ struct ht_tensor_list {
     int64_t n_matrix, n_total;  // padded to multiples of 64
     int64_t *layer_start;       // (n_layers + 1) offsets of each layer's first matrix element
     int (*index)[HT_T_ROLE_COUNT]; // (n_layers + 1): tensor number or -1; row n_layers = outside layers
+    int n_layers;
 };
 
 enum ht_status ht_tensor_list_create(struct ht_tensor_list *out, const struct ht_model_config *m,
