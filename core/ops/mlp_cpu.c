@@ -32,7 +32,8 @@ static inline void forward_vector(const struct ht_swiglu_args *a, int64_t t, int
 {
     const int64_t g = t * 2 * a->d_ff + j;
     const ht_vf gate = load(a->gate_up, g, left, d), up = load(a->gate_up, g + a->d_ff, left, d);
-    store(a->y, t * a->d_ff + j, vf_silu(gate) * up, left, d);
+    // x * sigmoid(x) as in backward, not vf_silu: a recomputed y must have the same bits
+    store(a->y, t * a->d_ff + j, gate * vf_sigmoid(gate) * up, left, d);
 }
 
 static inline void backward_vector(const struct ht_swiglu_args *a, int64_t t, int64_t j,
