@@ -204,9 +204,12 @@ _Noreturn void ht_comm_abort(struct ht_comm *c, int exit_code, const char *messa
     } else if (c->size == 1) {
         fprintf(stderr, "%s\n", message);
     } else {
-        // one write: the lines of several ranks do not mix
-        fprintf(stderr, "[%d] rank %d of %d on %s ends the run (exit code %d): %s\n", c->rank,
-                c->rank, c->size, c->hosts[c->rank], exit_code, message);
+        // one write: the lines of several ranks do not mix; errors of this file name the rank
+        // already
+        char who[HOST_BYTES + 64] = "";
+        if (strncmp(message, "rank ", 5) != 0)
+            snprintf(who, sizeof who, "rank %d of %d on %s: ", c->rank, c->size, c->hosts[c->rank]);
+        fprintf(stderr, "%s%s (exit code %d)\n", who, message, exit_code);
     }
     fflush(NULL);
     if (c && c->size > 1) MPI_Abort(c->mpi, exit_code);

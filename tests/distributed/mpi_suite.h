@@ -11,6 +11,13 @@
 #include "core/base/rng.h"
 #include "distributed/comm.h"
 
+/* For loops over elements: libcheck's own assertions cost a system call each. */
+#define CHECK_MSG(condition, ...)                                                                  \
+    do {                                                                                           \
+        if (!(condition)) ck_abort_msg(__VA_ARGS__);                                               \
+    } while (0)
+#define CHECK(condition) CHECK_MSG(condition, "%s", #condition)
+
 static struct ht_comm *comm; // of this rank, for all tests
 static int rank, n_ranks;
 

@@ -40,9 +40,9 @@ START_TEST(small_reductions_match_serial)
             a = k < a ? k : a;
             b = k > b ? k : b;
         }
-        ck_assert(memcmp(&s, &sum[i], sizeof s) == 0);
-        ck_assert(max[i] == m);
-        ck_assert(lo[i] == a && hi[i] == b);
+        CHECK(memcmp(&s, &sum[i], sizeof s) == 0);
+        CHECK(max[i] == m);
+        CHECK(lo[i] == a && hi[i] == b);
     }
     ck_assert_int_eq(ht_comm_sum_f64(comm, sum, 0), HT_OK);
 }
@@ -53,8 +53,8 @@ START_TEST(a_nan_of_any_rank_reaches_all)
     for (int bad = 0; bad < n_ranks; bad++) {
         double x[2] = { rank == bad ? (double)NAN : rank, rank };
         ck_assert_int_eq(ht_comm_max_f64(comm, x, 2), HT_OK);
-        ck_assert(isnan(x[0]));
-        ck_assert(x[1] == n_ranks - 1);
+        CHECK(isnan(x[0]));
+        CHECK(x[1] == n_ranks - 1);
     }
 }
 END_TEST
@@ -74,8 +74,8 @@ static void reduce_scatter_case(int64_t n, enum ht_dtype wire, bool in_place)
     ck_assert_ptr_null(req);
     for (int64_t i = 0; i < n; i++) {
         const int64_t at = rank * n + i;
-        ck_assert_msg(same_bits(to[i], serial_sum(2, at, wire)), "n %lld element %lld: %a, not %a",
-                      (long long)n, (long long)at, (double)to[i], (double)serial_sum(2, at, wire));
+        CHECK_MSG(same_bits(to[i], serial_sum(2, at, wire)), "n %lld element %lld: %a, not %a",
+                  (long long)n, (long long)at, (double)to[i], (double)serial_sum(2, at, wire));
         double exact = 0, size = 0;
         for (int r = 0; r < n_ranks; r++) {
             exact += (double)contribution(2, r, at);
@@ -84,11 +84,11 @@ static void reduce_scatter_case(int64_t n, enum ht_dtype wire, bool in_place)
         // half a unit in the last of 8 (bf16) bits once each, of 24 bits per addition
         const double u = (wire == HT_DTYPE_BF16 ? 0x1p-8 : 0) + n_ranks * 0x1p-24;
         const double least = n_ranks * 0x1p-134; // half the spacing of bf16 denormals, each
-        ck_assert_double_le(fabs((double)to[i] - exact), size * u * 1.01 + least);
+        CHECK(fabs((double)to[i] - exact) <= size * u * 1.01 + least);
     }
     for (int64_t i = 0; i < all; i++) // the other parts are only read
         if (!in_place || i < rank * n || i >= (rank + 1) * n)
-            ck_assert(same_bits(in[i], contribution(2, rank, i)));
+            CHECK(same_bits(in[i], contribution(2, rank, i)));
     free(in);
     free(out);
     free(staging);
@@ -118,13 +118,13 @@ START_TEST(all_gather_and_broadcast_move_every_byte)
     ck_assert_int_eq(ht_comm_all_gather_start(comm, &req, data, n), HT_OK);
     ck_assert_int_eq(ht_comm_wait(comm, &req), HT_OK);
     for (int r = 0; r < n_ranks; r++)
-        for (int64_t i = 0; i < n; i++) ck_assert_int_eq(data[r * n + i], byte_of(r, i));
-    ck_assert_int_eq(data[n * n_ranks], 0);
+        for (int64_t i = 0; i < n; i++) CHECK(data[r * n + i] == byte_of(r, i));
+    CHECK(data[n * n_ranks] == 0);
 
     for (int root = 0; root < n_ranks; root++) {
         for (int64_t i = 0; i < n; i++) data[i] = rank == root ? byte_of(root + 50, i) : 0;
         ck_assert_int_eq(ht_comm_broadcast(comm, data, n, root), HT_OK);
-        for (int64_t i = 0; i < n; i++) ck_assert_int_eq(data[i], byte_of(root + 50, i));
+        for (int64_t i = 0; i < n; i++) CHECK(data[i] == byte_of(root + 50, i));
     }
     free(data);
 }
@@ -151,8 +151,7 @@ START_TEST(many_under_way_finish_in_any_order)
         const int k = (j * 7 + rank * 3) % K; // another order on every rank
         ck_assert_int_eq(ht_comm_wait(comm, &req[k]), HT_OK);
         for (int64_t i = 0; i < N; i++)
-            ck_assert(
-                same_bits(out[k][i], serial_sum(30 + (uint64_t)k, rank * N + i, HT_DTYPE_F32)));
+            CHECK(same_bits(out[k][i], serial_sum(30 + (uint64_t)k, rank * N + i, HT_DTYPE_F32)));
         free(in[k]);
         free(staging[k]);
     }
@@ -189,7 +188,7 @@ START_TEST(barrier_holds_until_the_last_comes)
         ck_assert_double_ge(-left, entered);
     }
     ck_assert_int_eq(ht_comm_test(comm, &req, &done), HT_OK); // NULL is done
-    ck_assert(done);
+    CHECK(done);
     ck_assert_int_eq(ht_comm_wait(comm, &req), HT_OK);
 }
 END_TEST
@@ -201,7 +200,7 @@ START_TEST(local_ranks_count_this_host)
     ck_assert_int_eq(ht_comm_local_size(comm), n_ranks); // the suite runs on one host
     ck_assert_int_eq(ht_comm_min_i64(comm, &lo, 1), HT_OK);
     ck_assert_int_eq(ht_comm_max_i64(comm, &hi, 1), HT_OK);
-    ck_assert(lo == 0 && hi == n_ranks - 1);
+    CHECK(lo == 0 && hi == n_ranks - 1);
 }
 END_TEST
 
@@ -244,7 +243,7 @@ START_TEST(every_cpu_level_adds_the_same_bits)
     for (int isa = 0; isa <= (int)ht_isa_best(); isa++) {
         for (int r = 0; r < R; r++) {
             rounds[isa](half[r], in[r], N);
-            for (int i = 0; i < N; i++) ck_assert_int_eq(half[r][i], ht_f32_to_bf16(in[r][i]));
+            for (int i = 0; i < N; i++) CHECK(half[r][i] == ht_f32_to_bf16(in[r][i]));
         }
         for (int wire = HT_DTYPE_F32; wire <= HT_DTYPE_BF16; wire++) {
             sums[isa](out, wire == HT_DTYPE_F32 ? src : src_half, R, N, (enum ht_dtype)wire);
@@ -254,7 +253,7 @@ START_TEST(every_cpu_level_adds_the_same_bits)
                     const float x = wire == HT_DTYPE_F32 ? in[r][i] : ht_bf16_to_f32(half[r][i]);
                     s = r ? s + x : x;
                 }
-                ck_assert(same_bits(out[i], s) || (isnan(out[i]) && isnan(s)));
+                CHECK(same_bits(out[i], s) || (isnan(out[i]) && isnan(s)));
             }
         }
     }

@@ -61,14 +61,13 @@ static void reduce_case(const struct zero_case *k, enum ht_dtype wire, int stage
             const struct ht_zero_slice *sl = &ht_zero_slices(z)[s];
             for (int64_t i = 0; i < sl->n; i++) {
                 const float want = serial_sum(round, sl->flat_start + i, wire);
-                ck_assert_msg(same_bits(shard[sl->shard_start + i], want),
-                              "rank %d flat %lld: %a, not %a", rank,
-                              (long long)(sl->flat_start + i), (double)shard[sl->shard_start + i],
-                              (double)want);
+                CHECK_MSG(same_bits(shard[sl->shard_start + i], want),
+                          "rank %d flat %lld: %a, not %a", rank, (long long)(sl->flat_start + i),
+                          (double)shard[sl->shard_start + i], (double)want);
                 is_real[sl->shard_start + i] = 1;
             }
         }
-        for (int64_t i = 0; i < size; i++) ck_assert(is_real[i] || shard[i] == 0.0f);
+        for (int64_t i = 0; i < size; i++) CHECK(is_real[i] || shard[i] == 0.0f);
     }
     free(is_real);
     free(grad);
@@ -125,10 +124,9 @@ static void gather_case(const struct zero_case *k, enum ht_dtype dtype)
     }
     ck_assert_int_eq(ht_zero_gather_weights(z, m, dtype, v), HT_OK);
     for (int64_t i = 0; i < k->n_total; i++)
-        ck_assert(weight_of(i) ==
-                  (i < k->n_matrix ? ht_load_f32(m, i, dtype) : v[i - k->n_matrix]));
+        CHECK(weight_of(i) == (i < k->n_matrix ? ht_load_f32(m, i, dtype) : v[i - k->n_matrix]));
     for (int64_t i = 0; i < GUARD; i++)
-        ck_assert(ht_load_f32(m, n_m + i, dtype) == guard && v[n_v + i] == canary);
+        CHECK(ht_load_f32(m, n_m + i, dtype) == guard && v[n_v + i] == canary);
     ht_zero_free(z);
     free(m);
     free(v);
@@ -156,7 +154,7 @@ START_TEST(slices_match_the_plan)
                      HT_OK);
     ck_assert_int_eq(n, ht_zero_n_slices(z));
     ck_assert_int_eq(size, ht_zero_shard_size(z));
-    ck_assert(memcmp(s, ht_zero_slices(z), (size_t)n * sizeof *s) == 0);
+    CHECK(memcmp(s, ht_zero_slices(z), (size_t)n * sizeof *s) == 0);
     if (n_ranks == 1) ck_assert_uint_eq(ht_zero_buffer_bytes(z), 0); // nothing to hold
     free(s);
     ht_zero_free(z);
