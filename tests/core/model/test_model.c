@@ -205,8 +205,9 @@ START_TEST(recompute_levels_give_the_same_bits)
 }
 END_TEST
 
-/* bf16 may be off by twice what rounding the same model's weights and activations costs; the loss
- * is a mean over 38 labels, so that its error stays near the unit roundoff 2^-9. */
+/* Only activations differ: about twenty roundings of 2^-9 lie between a weight and the loss, in random
+ * directions: 2^-9 * sqrt(20) = 1 % over all gradients together, of which three times is allowed. Vectors of a
+ * few elements (D, A_log, dt_bias) are sums of cancelling terms and may lose more: 15 %. */
 START_TEST(bf16_loss_and_gradients_are_close)
 {
     struct world *w = make_world(_i, HT_DTYPE_BF16, 1);
@@ -219,6 +220,7 @@ START_TEST(bf16_loss_and_gradients_are_close)
     float *g16 = train(w, HT_RECOMPUTE_NONE, &loss), *g32 = train(f, HT_RECOMPUTE_NONE, &loss32);
 
     ck_assert_double_le(fabs(loss.loss_sum - loss32.loss_sum) / 38.0, 0.02);
+    double all_diff = 0.0, all_norm = 0.0;
     for (int k = 0; k < w->m->list.n_tensors; k++) {
         const struct ht_tensor_info *t = &w->m->list.tensors[k];
         double diff = 0.0, norm = 0.0;
@@ -226,9 +228,13 @@ START_TEST(bf16_loss_and_gradients_are_close)
             diff += pow((double)g16[i] - (double)g32[i], 2.0);
             norm += pow((double)g32[i], 2.0);
         }
-        ck_assert_msg(diff <= 0.05 * 0.05 * norm, "%s: relative error of the gradient %.3f",
+        all_diff += diff;
+        all_norm += norm;
+        ck_assert_msg(diff <= 0.15 * 0.15 * norm, "%s: relative error of the gradient %.3f",
                       t->name, sqrt(diff / norm));
     }
+    ck_assert_msg(all_diff <= 0.03 * 0.03 * all_norm, "relative error of all gradients %.3f",
+                  sqrt(all_diff / all_norm));
     free(g16);
     free(g32);
     free_world(w);
