@@ -1,4 +1,5 @@
-/* training/evaluate.c: loss on held-out data. Padding rows carry no labels and count for nothing. */
+/* training/evaluate.c: loss on held-out data. Padding rows carry no labels and count for nothing.
+ */
 #include <math.h>
 
 #include "training/run.h"
@@ -6,7 +7,7 @@
 enum ht_status ht_run_evaluate(struct ht_run *r, struct ht_eval_result *out)
 {
     const int64_t limit = r->cfg->eval.max_tokens;
-    double sums[3] = { 0.0, 0.0, 0.0 }; // loss, labels counted, tokens read
+    double sums[2] = { 0.0, 0.0 }; // loss, labels counted
     int64_t seen = 0;
     bool complete = true;
 
@@ -18,8 +19,10 @@ enum ht_status ht_run_evaluate(struct ht_run *r, struct ht_eval_result *out)
         struct ht_loss loss;
         HT_TRY(ht_loader_next(r->eval_loader, &batch, NULL));
         if (!batch) break;
-        const struct ht_model_batch b = { .n_tokens = batch->n_tokens, .ids = batch->ids,
-                                          .labels = batch->labels, .pos = batch->pos,
+        const struct ht_model_batch b = { .n_tokens = batch->n_tokens,
+                                          .ids = batch->ids,
+                                          .labels = batch->labels,
+                                          .pos = batch->pos,
                                           .seqs = batch->seqs };
         HT_TRY(ht_model_evaluate(r->model, r->acts, &b, &loss, NULL));
         sums[0] += loss.loss_sum;
@@ -30,10 +33,15 @@ enum ht_status ht_run_evaluate(struct ht_run *r, struct ht_eval_result *out)
             break;
         }
     }
-    HT_TRY(ht_comm_sum_f64(r->comm, sums, 3));
+    HT_TRY(ht_comm_sum_f64(r->comm, sums, 2));
     const double bytes = (double)ht_loader_text_bytes(r->eval_loader);
     out->n_counted = (int64_t)sums[1];
     out->loss = sums[1] > 0.0 ? sums[0] / sums[1] : 0.0;
-    if (complete && bytes > 0.0) out->bits_per_byte = sums[0] / log(2.0) / bytes;
+    if (complete && bytes > 0.0) {
+        // the first token of a document is not predicted: charged at one of vocab_size
+        const double first = (double)ht_loader_n_tokens(r->eval_loader) - sums[1];
+        const double nats = sums[0] + first * log((double)r->cfg->model.vocab_size);
+        out->bits_per_byte = nats / log(2.0) / bytes;
+    }
     return HT_OK;
 }

@@ -7,6 +7,7 @@
 #include "attention/flash.h"
 #include "core/model/stack.h"
 #include "core/ops/gemm.h"
+#include "core/ops/loss.h"
 
 struct ht_state {
     const struct ht_model_config *cfg; // of the model, borrowed
@@ -184,23 +185,38 @@ static enum ht_status extend_block(struct ht_decoder *d, struct ht_state *s, con
     return HT_OK;
 }
 
+/* Rows of the next block of n tokens: the first block ends where a chunk of the whole sequence
+ * ends, so that a split prompt is rounded as an unsplit one. */
+static int64_t next_block(const struct ht_decoder *d, const struct ht_state *s, int64_t n)
+{
+    const int64_t chunk = d->m->cfg.chunk;
+    const int64_t room = chunk > 0 ? d->block_tokens - s->n_tokens % chunk : d->block_tokens;
+    return n < room ? n : room;
+}
+
+static enum ht_status check_room(const struct ht_decoder *d, const struct ht_state *s, int64_t n)
+{
+    const struct ht_model_config *c = &d->m->cfg;
+
+    if (n > s->capacity - s->n_tokens)
+        return HT_FAIL(HT_ERR_ARG, "%lld tokens after %lld; the context holds %lld", (long long)n,
+                       (long long)s->n_tokens, (long long)s->capacity);
+    if (c->rope_dims && s->n_tokens + n > c->max_position)
+        return HT_FAIL(HT_ERR_ARG, "position %lld; the model has %lld",
+                       (long long)(s->n_tokens + n), (long long)c->max_position);
+    return HT_OK;
+}
+
 enum ht_status ht_decoder_extend(struct ht_decoder *d, struct ht_state *s, const int32_t *ids,
                                  int64_t n, float *logits)
 {
     const struct ht_model_config *c = &d->m->cfg;
     int64_t last = 0; // rows of the last block
 
-    if (n < 1 || n > s->capacity - s->n_tokens)
-        return HT_FAIL(HT_ERR_ARG, "%lld tokens after %lld; the context holds %lld", (long long)n,
-                       (long long)s->n_tokens, (long long)s->capacity);
-    if (c->rope_dims && s->n_tokens + n > c->max_position)
-        return HT_FAIL(HT_ERR_ARG, "position %lld; the model has %lld",
-                       (long long)(s->n_tokens + n), (long long)c->max_position);
+    if (n < 1) return HT_FAIL(HT_ERR_ARG, "%lld tokens to append; at least 1", (long long)n);
+    HT_TRY(check_room(d, s, n));
     for (int64_t done = 0; done < n; done += last) {
-        // the first block ends where a chunk of the whole sequence ends
-        const int64_t room =
-            c->chunk > 0 ? d->block_tokens - s->n_tokens % c->chunk : d->block_tokens;
-        last = n - done < room ? n - done : room;
+        last = next_block(d, s, n - done);
         HT_TRY(extend_block(d, s, ids + done, last));
     }
     if (!logits) return HT_OK;
@@ -219,5 +235,35 @@ enum ht_status ht_decoder_extend(struct ht_decoder *d, struct ht_state *s, const
                        .c = logits,
                        .ldc = c->vocab_size,
                        .alpha = 1.0f / c->logits_scaling }));
+    return HT_OK;
+}
+
+enum ht_status ht_decoder_score(struct ht_decoder *d, struct ht_state *s, const int32_t *ids,
+                                int64_t n, float *logprobs)
+{
+    const struct ht_model_config *c = &d->m->cfg;
+
+    HT_TRY(check_room(d, s, n));
+    if (s->n_tokens > 0)
+        return HT_FAIL(HT_ERR_ARG, "scoring starts with an empty state; %lld tokens are in it",
+                       (long long)s->n_tokens);
+    if (n > 0) logprobs[0] = 0.0f;
+    for (int64_t done = 0, rows; done < n; done += rows) {
+        rows = next_block(d, s, n - done);
+        HT_TRY(extend_block(d, s, ids + done, rows));
+        // row i predicts token i + 1; the very last row predicts nothing
+        const int64_t labelled = done + rows < n ? rows : rows - 1;
+        struct ht_linear_ce_args ce = { .n_tokens = labelled,
+                                        .d_model = c->d_model,
+                                        .vocab_size = c->vocab_size,
+                                        .dtype = d->m->dtype,
+                                        .logit_scale = 1.0f / c->logits_scaling,
+                                        .loss_scale = 1.0f,
+                                        .u = d->acts->u_final,
+                                        .weight = ht_model_matrix(d->m, -1, ht_head_role(d->m)),
+                                        .labels = ids + done + 1,
+                                        .logprobs = logprobs + done + 1 };
+        HT_TRY(ht_linear_ce(d->m->be, &ce));
+    }
     return HT_OK;
 }

@@ -33,4 +33,10 @@ void ht_decoder_free(struct ht_decoder *d);
 enum ht_status ht_decoder_extend(struct ht_decoder *d, struct ht_state *s, const int32_t *ids,
                                  int64_t n, float *logits);
 
+/* Append n tokens (n >= 0) and give, for each, the natural log-probability that it had after all
+ * tokens before it: logprobs[i] of ids[i]. The state must be empty (HT_ERR_ARG); the first token
+ * has no prediction: 0. */
+enum ht_status ht_decoder_score(struct ht_decoder *d, struct ht_state *s, const int32_t *ids,
+                                int64_t n, float *logprobs);
+
 #endif

@@ -205,9 +205,10 @@ START_TEST(recompute_levels_give_the_same_bits)
 }
 END_TEST
 
-/* Only activations differ: about twenty roundings of 2^-9 lie between a weight and the loss, in random
- * directions: 2^-9 * sqrt(20) = 1 % over all gradients together, of which three times is allowed. Vectors of a
- * few elements (D, A_log, dt_bias) are sums of cancelling terms and may lose more: 15 %. */
+/* Only activations differ: about twenty roundings of 2^-9 lie between a weight and the loss, in
+ * random directions: 2^-9 * sqrt(20) = 1 % over all gradients together, of which three times is
+ * allowed. Vectors of a few elements (D, A_log, dt_bias) are sums of cancelling terms and may lose
+ * more: 15 %. */
 START_TEST(bf16_loss_and_gradients_are_close)
 {
     struct world *w = make_world(_i, HT_DTYPE_BF16, 1);
@@ -347,6 +348,39 @@ START_TEST(prefill_and_decode_match_the_forward_pass)
 }
 END_TEST
 
+/* Scores of a sequence longer than a block equal the reference's log-probabilities. */
+START_TEST(scores_match_the_reference)
+{
+    struct world *w = make_world(_i, HT_DTYPE_F32, 2);
+    const int64_t V = w->m->cfg.vocab_size;
+    const int32_t whole[2] = { 0, T };
+    double *logits = calloc((size_t)(T * V), sizeof *logits);
+    float got[T];
+    struct ht_decoder *d;
+    struct ht_state *s;
+
+    for (int t = 0; t < T; t++) w->pos[t] = t;
+    w->b = (struct ht_model_batch){ T, w->ids, NULL, w->pos, { 1, whole } };
+    model_ref_loss(&w->m->cfg, &w->m->list, w->flat64, &w->b, 0.0, logits);
+    ck_assert_int_eq(ht_decoder_create(&d, w->m, 16), HT_OK);
+    ck_assert_int_eq(ht_state_create(&s, w->m, 64), HT_OK);
+    ck_assert_msg(ht_decoder_score(d, s, w->ids, T, got) == HT_OK, "%s", ht_error_message());
+    ck_assert(got[0] == 0.0f);
+    for (int t = 1; t < T; t++) {
+        const double *row = logits + (t - 1) * V;
+        double sum = 0.0;
+        for (int64_t v = 0; v < V; v++) sum += exp(row[v]);
+        const double want = row[w->ids[t]] - log(sum);
+        ck_assert_double_le(fabs(want - (double)got[t]), 1e-4 * fmax(1.0, fabs(want)));
+    }
+    ck_assert_int_eq(ht_decoder_score(d, s, w->ids, 1, got), HT_ERR_ARG); // not empty any more
+    ht_state_free(s);
+    ht_decoder_free(d);
+    free(logits);
+    free_world(w);
+}
+END_TEST
+
 /* The initial values of any range equal those of the whole. */
 START_TEST(initial_values_do_not_depend_on_the_range)
 {
@@ -379,6 +413,7 @@ int main(void)
     tcase_add_loop_test(c, packed_row_equals_separate_sequences, 0, 4);
     tcase_add_loop_test(c, threads_and_repeats_give_the_same_bits, 0, 4);
     tcase_add_loop_test(c, prefill_and_decode_match_the_forward_pass, 0, 4);
+    tcase_add_loop_test(c, scores_match_the_reference, 0, 4);
     tcase_add_test(c, initial_values_do_not_depend_on_the_range);
     srunner_run_all(r, CK_NORMAL);
     const int failed = srunner_ntests_failed(r);
