@@ -1,0 +1,776 @@
+/* tests/data/test_loader.c: every batch against a stream written out naively; stops, ranks,
+ * refusals. */
+#include <fcntl.h>
+#include <math.h>
+#include <string.h>
+
+#include "data/loader.h"
+#include "data/permute.h"
+#include "tests/data/data_test.h"
+
+static char folder[PATH_MAX];
+
+/* Three datasets: a folder of three shards, a file, and one much smaller than a row. */
+static const struct doc_set sets[3] = { { 21, 400, 90, 70000 },
+                                        { 22, 150, 200, 70000 },
+                                        { 24, 4, 9, 70000 } };
+static char paths[3][PATH_MAX];
+
+static void setup(void)
+{
+    char name[PATH_MAX];
+
+    make_folder(folder);
+    must(ht_file_make_dirs(join(paths[0], folder, "web")));
+    write_shard(join(name, folder, "web/b.h5"), &sets[0], 130, 131);
+    write_shard(join(name, folder, "web/a.h5"), &sets[0], 0, 130);
+    write_shard(join(name, folder, "web/c.h5"), &sets[0], 131, 400);
+    must(ht_file_publish(join(name, folder, "web/d.h5.tmp-1"), "x", 1)); // not a shard yet
+    write_shard(join(paths[1], folder, "books.h5"), &sets[1], 0, sets[1].n_docs);
+    write_shard(join(paths[2], folder, "tiny.h5"), &sets[2], 0, sets[2].n_docs);
+}
+
+static void teardown(void)
+{
+    ht_file_remove_tree(folder);
+}
+
+static const struct ht_loader_dataset datasets[3] = { { paths[0], 0.6 },
+                                                      { paths[1], 0.3 },
+                                                      { paths[2], 0.1 } };
+
+static struct ht_loader_options options(int64_t seq_len, int64_t rows_per_step, int64_t micro_rows)
+{
+    return (struct ht_loader_options){ .n_datasets = 3,
+                                       .datasets = datasets,
+                                       .seq_len = seq_len,
+                                       .rows_per_step = rows_per_step,
+                                       .micro_rows = micro_rows,
+                                       .n_ranks = 1,
+                                       .seed = 5,
+                                       .shuffle = true };
+}
+
+/* ---- the stream, written out: documents one by one by the rules of loader.h, in long double ----
+ */
+
+struct stream_ref {
+    int64_t n;
+    int32_t *token;
+    bool *ends; // last token of its document
+    int64_t drawn[3], visited[3];
+};
+
+static void stream_ref_make(struct stream_ref *r, const struct ht_loader_options *o,
+                            int64_t n_wanted)
+{
+    int64_t position[3] = { 0 }, epoch[3] = { 0 };
+    bool over[3] = { false };
+    int64_t total = 0;
+
+    memset(r, 0, sizeof *r);
+    r->token = malloc(sizeof *r->token * (size_t)(n_wanted + 1000));
+    r->ends = calloc((size_t)(n_wanted + 1000), sizeof *r->ends);
+    while (r->n < n_wanted) {
+        int best = -1;
+        long double largest = 0, weights = 0;
+        total = 0;
+        for (int d = 0; d < o->n_datasets; d++)
+            if (!over[d]) {
+                weights += (long double)llround(o->datasets[d].weight / 0.6 * 0x1p30);
+                total += r->drawn[d];
+            }
+        for (int d = 0; d < o->n_datasets; d++) {
+            if (over[d]) continue;
+            const long double w = (long double)llround(o->datasets[d].weight / 0.6 * 0x1p30);
+            const long double deficit = w * (long double)total - weights * (long double)r->drawn[d];
+            if (best < 0 || deficit > largest) {
+                best = d;
+                largest = deficit;
+            }
+        }
+        if (best < 0) break;
+        if (position[best] == sets[best].n_docs) {
+            if (o->one_epoch) {
+                over[best] = true;
+                continue;
+            }
+            position[best] = 0;
+            epoch[best]++;
+        }
+        struct ht_permute order;
+        ht_permute_init(&order, (uint64_t)sets[best].n_docs, o->seed,
+                        0x6f72646572000000u + (uint64_t)best, (uint64_t)epoch[best]);
+        const int64_t doc =
+            o->shuffle ? (int64_t)ht_permute_at(&order, (uint64_t)position[best]) : position[best];
+        const int64_t n = doc_length(&sets[best], doc);
+        for (int64_t i = 0; i < n; i++) {
+            r->ends[r->n] = i == n - 1;
+            r->token[r->n++] = doc_token(&sets[best], doc, i);
+        }
+        position[best]++;
+        r->visited[best]++;
+        r->drawn[best] += n;
+    }
+}
+
+static void stream_ref_free(struct stream_ref *r)
+{
+    free(r->token);
+    free(r->ends);
+}
+
+/* One batch, which holds rows row .. row + n_rows - 1 of the stream, against it. */
+static void check_batch(const struct ht_batch *b, const struct stream_ref *r,
+                        const struct ht_loader_options *o, int64_t row)
+{
+    int64_t seq = 0, counted = 0, pos = 0;
+    double squares = 0;
+
+    ck_assert_int_eq(b->n_rows, o->micro_rows);
+    ck_assert_int_eq(b->n_tokens, o->micro_rows * o->seq_len);
+    for (int64_t i = 0; i < b->n_tokens; i++) {
+        const int64_t at = row * o->seq_len + i;
+        const bool inside = at < r->n, row_begins = at % o->seq_len == 0;
+        const bool doc_begins = at > 0 && at <= r->n && r->ends[at - 1];
+        int32_t label = -1;
+        if (inside && at + 1 < r->n && (o->pack_leak || !r->ends[at])) label = r->token[at + 1];
+        ck_assert_msg(b->ids[i] == (inside ? r->token[at] : 0), "row %lld, token %lld",
+                      (long long)row, (long long)i);
+        ck_assert_msg(b->labels[i] == label, "row %lld, label %lld is %d, not %d", (long long)row,
+                      (long long)i, (int)b->labels[i], (int)label);
+        if (row_begins || (doc_begins && !o->pack_leak)) {
+            squares += (double)(pos * pos);
+            pos = 0;
+            ck_assert_int_lt(seq, b->seqs.n_seqs);
+            ck_assert_int_eq(b->seqs.starts[seq++], i);
+        }
+        ck_assert_int_eq(b->pos[i], pos++);
+        counted += label >= 0;
+    }
+    squares += (double)(pos * pos);
+    ck_assert_int_eq(seq, b->seqs.n_seqs);
+    ck_assert_int_eq(b->seqs.starts[seq], b->n_tokens);
+    ck_assert_int_eq(b->n_counted, counted);
+    ck_assert_double_eq_tol(b->attended, squares / (double)b->n_tokens, 1e-9 * squares);
+}
+
+struct ranks {
+    struct ht_loader_options o;
+    struct ht_loader *l[4];
+};
+
+static void ranks_open(struct ranks *k, const struct ht_loader_options *o, int n_ranks,
+                       const struct ht_loader_state *s)
+{
+    k->o = *o;
+    k->o.n_ranks = n_ranks;
+    for (int i = 0; i < n_ranks; i++) {
+        k->o.rank = i;
+        must(ht_loader_open(&k->l[i], &k->o));
+        if (s) must(ht_loader_set_state(k->l[i], s));
+    }
+}
+
+static void ranks_close(struct ranks *k)
+{
+    for (int i = 0; i < k->o.n_ranks; i++) ht_loader_close(k->l[i]);
+}
+
+/* One step of all ranks from global row `row` on; false at the end of the only epoch. */
+static bool check_step(struct ranks *k, const struct stream_ref *r, int64_t row)
+{
+    const int64_t n_micro = k->o.rows_per_step / k->o.n_ranks / k->o.micro_rows;
+    int64_t step_counted = -1, sum = 0;
+
+    for (int i = 0; i < k->o.n_ranks; i++)
+        for (int64_t m = 0; m < n_micro; m++) {
+            const struct ht_batch *b;
+            double wait_s = -1;
+            must(ht_loader_next(k->l[i], &b, &wait_s));
+            ck_assert_double_ge(wait_s, 0);
+            if (!b) {
+                ck_assert_int_eq(m, 0);
+                ck_assert_int_eq(step_counted, -1);
+                for (int j = i + 1; j < k->o.n_ranks; j++) { // the others end as well
+                    must(ht_loader_next(k->l[j], &b, NULL));
+                    ck_assert_ptr_null(b);
+                }
+                return false;
+            }
+            check_batch(b, r, &k->o, row + (i * n_micro + m) * k->o.micro_rows);
+            ck_assert_int_eq(b->last_of_step, m == n_micro - 1);
+            if (step_counted >= 0) ck_assert_int_eq(b->step_counted, step_counted);
+            step_counted = b->step_counted;
+            sum += b->n_counted;
+        }
+    ck_assert_int_eq(sum, step_counted);
+    return true;
+}
+
+/* The state, the same on all ranks. */
+static struct ht_loader_state ranks_state(const struct ranks *k)
+{
+    struct ht_loader_state s, other;
+
+    ht_loader_get_state(k->l[0], &s);
+    for (int i = 1; i < k->o.n_ranks; i++) {
+        ht_loader_get_state(k->l[i], &other);
+        ck_assert_mem_eq(&s, &other, sizeof s);
+    }
+    return s;
+}
+
+static const struct {
+    int64_t seq_len, rows_per_step, micro_rows;
+    int n_ranks;
+    int64_t prefetch;
+    bool pack_leak, shuffle;
+} shapes[] = {
+    { 1, 4, 2, 1, 0, false, true },     { 1, 4, 2, 2, 2, true, true },
+    { 7, 6, 1, 3, 0, false, true },     { 7, 6, 1, 2, 5, true, false },
+    { 64, 12, 2, 3, 1, false, true },   { 64, 12, 3, 2, 0, true, true },
+    { 1000, 4, 2, 2, 3, false, true },  { 1000, 4, 4, 1, 0, true, true },
+    { 333, 6, 1, 1, 16, false, false }, { 97, 8, 1, 4, 1, false, true },
+};
+
+START_TEST(batches_match_the_written_out_stream)
+{
+    struct ht_loader_options o =
+        options(shapes[_i].seq_len, shapes[_i].rows_per_step, shapes[_i].micro_rows);
+    const int64_t n_steps = 1 + 60000 / (o.seq_len * o.rows_per_step * (o.seq_len < 8 ? 20 : 1));
+    struct stream_ref r;
+    struct ranks k;
+
+    o.pack_leak = shapes[_i].pack_leak;
+    o.shuffle = shapes[_i].shuffle;
+    o.prefetch_batches = shapes[_i].prefetch;
+    stream_ref_make(&r, &o, n_steps * o.rows_per_step * o.seq_len + 1);
+    ranks_open(&k, &o, shapes[_i].n_ranks, NULL);
+    for (int64_t step = 0; step < n_steps; step++)
+        ck_assert(check_step(&k, &r, step * o.rows_per_step));
+    const struct ht_loader_state s = ranks_state(&k);
+    ck_assert_int_eq(s.row, n_steps * o.rows_per_step);
+    int64_t tokens = 0;
+    for (int d = 0; d < 3; d++) {
+        tokens += s.dataset[d].tokens;
+        ck_assert_int_eq(s.dataset[d].docs_visited,
+                         s.dataset[d].epoch * sets[d].n_docs + s.dataset[d].doc);
+    }
+    ck_assert_int_eq(tokens, n_steps * o.rows_per_step * o.seq_len);
+    ranks_close(&k);
+    stream_ref_free(&r);
+}
+END_TEST
+
+/* 50 stops at random steps, in the middle of a step too, each time on another number of ranks and
+ * through JSON: the stream goes on as if nothing had happened. */
+START_TEST(stops_and_rescaling_change_nothing)
+{
+    static const int n_ranks[3] = { 1, 3, 2 };
+    struct ht_loader_options o = options(50, 6, 1);
+    struct ht_loader_state s;
+    struct stream_ref r;
+    struct ranks k;
+    int64_t row = 0;
+
+    o.pack_leak = _i;
+    stream_ref_make(&r, &o, 50 * 8 * 6 * 50 + 1);
+    for (uint64_t stop = 0; stop <= 50; stop++) {
+        const uint64_t draw = ht_rng_u64(31, 1, stop);
+        o.prefetch_batches = (int64_t)(draw >> 8) % 4;
+        ranks_open(&k, &o, n_ranks[stop % 3], stop ? &s : NULL);
+        for (uint64_t step = 0; step < draw % 8; step++, row += o.rows_per_step)
+            ck_assert(check_step(&k, &r, row));
+        for (uint64_t i = 0; i < (draw >> 16) % 2 && k.o.n_ranks < 3; i++) {
+            const struct ht_batch *b; // a step begun and not finished does not count
+            must(ht_loader_next(k.l[0], &b, NULL));
+            ck_assert(!b->last_of_step);
+        }
+        s = ranks_state(&k);
+        ck_assert_int_eq(s.row, row);
+        ranks_close(&k);
+        char *text;
+        must(ht_loader_state_to_json(&text, &s));
+        struct ht_loader_state back;
+        must(ht_loader_state_from_json(&back, text, "state"));
+        ck_assert_mem_eq(&s, &back, sizeof s);
+        free(text);
+    }
+    ck_assert_int_gt(s.dataset[0].epoch, 0); // the test went round
+    ck_assert_int_gt(s.dataset[2].epoch, 5);
+    stream_ref_free(&r);
+}
+END_TEST
+
+/* Tokens numbered through: after whole epochs every number was given out exactly as often, whatever
+ * the stops and ranks, and every document was visited. */
+START_TEST(every_token_once_per_epoch)
+{
+    enum { N_TOKENS = 6000, EPOCHS = 3 };
+    static const int n_ranks[3] = { 1, 3, 2 };
+    char path[PATH_MAX];
+    struct ht_shard_writer *w;
+    const struct ht_loader_dataset one = { join(path, folder, "numbered.h5"), 2.5 };
+    struct ht_loader_options o = options(20, 6, 1);
+    struct ht_loader_state s;
+    int32_t ids[200], seen[N_TOKENS] = { 0 }, next = 0;
+    int64_t n_docs = 0, steps_left = EPOCHS * N_TOKENS / (20 * 6);
+
+    must(ht_shard_writer_create(&w, path, N_TOKENS, ""));
+    for (uint64_t doc = 0; next < N_TOKENS; doc++, n_docs++) {
+        int64_t n = (int64_t)(ht_rng_u64(41, 1, doc) % 3 ? ht_rng_u64(41, 2, doc) % 200 : 0);
+        if (n > N_TOKENS - next) n = N_TOKENS - next;
+        for (int64_t i = 0; i < n; i++) ids[i] = next++;
+        must(ht_shard_writer_add(w, ids, n, 0));
+    }
+    must(ht_shard_writer_add(w, ids, 0, 0)); // the last one is empty
+    n_docs++;
+    must(ht_shard_writer_finish(w, NULL, NULL));
+    ht_shard_writer_free(w);
+    o.n_datasets = 1;
+    o.datasets = &one;
+    o.prefetch_batches = 2;
+    for (uint64_t stop = 0; steps_left > 0; stop++) {
+        struct ranks k;
+        ranks_open(&k, &o, n_ranks[stop % 3], stop ? &s : NULL);
+        for (uint64_t step = ht_rng_u64(42, 1, stop) % 6; step > 0 && steps_left > 0;
+             step--, steps_left--)
+            for (int i = 0; i < k.o.n_ranks; i++)
+                for (int64_t m = 0; m < 6 / k.o.n_ranks; m++) {
+                    const struct ht_batch *b;
+                    must(ht_loader_next(k.l[i], &b, NULL));
+                    for (int64_t j = 0; j < b->n_tokens; j++) seen[b->ids[j]]++;
+                }
+        s = ranks_state(&k);
+        ranks_close(&k);
+    }
+    for (int i = 0; i < N_TOKENS; i++) ck_assert_int_eq(seen[i], EPOCHS);
+    ck_assert_int_eq(s.dataset[0].tokens, EPOCHS * N_TOKENS);
+    // empty documents at the end of the last epoch are visited with the next draw
+    ck_assert_int_le(s.dataset[0].docs_visited, EPOCHS * n_docs);
+    ck_assert_int_gt(s.dataset[0].docs_visited, EPOCHS * n_docs - 20);
+}
+END_TEST
+
+START_TEST(prefetched_rows_are_not_trained_rows)
+{
+    struct ht_loader_options o = options(64, 4, 1);
+    struct ht_loader_state begin, s;
+    struct ht_loader *l;
+    const struct ht_batch *b;
+
+    o.prefetch_batches = 16;
+    must(ht_loader_open(&l, &o));
+    ht_loader_get_state(l, &begin);
+    ck_assert_int_eq(begin.row, 0);
+    ck_assert_int_eq(begin.current, -1);
+    for (int i = 0; i < 3; i++) {
+        must(ht_loader_next(l, &b, NULL));
+        ht_loader_get_state(l, &s);
+        ck_assert_mem_eq(&s, &begin, sizeof s);
+    }
+    must(ht_loader_next(l, &b, NULL));
+    ck_assert(b->last_of_step);
+    ht_loader_get_state(l, &s);
+    ck_assert_int_eq(s.row, 4);
+    ck_assert_int_eq(ht_loader_set_state(l, &begin), HT_ERR_ARG);
+    ht_loader_close(l);
+}
+END_TEST
+
+START_TEST(mixture_keeps_its_shares)
+{
+    const struct ht_loader_options o = options(100, 1, 1);
+    struct ht_loader_state s;
+    struct ht_loader *l;
+    const struct ht_batch *b;
+
+    must(ht_loader_open(&l, &o));
+    for (int step = 0; step < 2000; step++) {
+        must(ht_loader_next(l, &b, NULL));
+        ht_loader_get_state(l, &s);
+        for (int d = 0; d < 3; d++) // longest document: 200 tokens
+            ck_assert_double_le(
+                fabs((double)s.dataset[d].tokens - datasets[d].weight * 100.0 * (double)s.row),
+                2.0 * 200);
+    }
+    ht_loader_close(l);
+}
+END_TEST
+
+/* Evaluation: all datasets once, the rest of the last step is padding, the end is the same on all
+ * ranks. */
+START_TEST(one_epoch_ends_with_padding)
+{
+    const int n_ranks = 1 + _i % 3;
+    struct ht_loader_options o = options(70, 6, 1 + (_i == 2));
+    struct stream_ref r;
+    struct ranks k;
+    int64_t row = 0, want = 0;
+
+    o.one_epoch = true;
+    o.shuffle = _i % 2;
+    o.pack_leak = _i >= 3;
+    o.prefetch_batches = _i % 4;
+    stream_ref_make(&r, &o, INT32_MAX / 2000);
+    for (int d = 0; d < 3; d++) {
+        ck_assert_int_eq(r.visited[d], sets[d].n_docs);
+        want += r.drawn[d];
+    }
+    ck_assert_int_eq(r.n, want);
+    ranks_open(&k, &o, n_ranks, NULL);
+    ck_assert_int_eq(ht_loader_n_tokens(k.l[0]), want);
+    ck_assert_int_eq(ht_loader_text_bytes(k.l[0]), 3 * want);
+    while (check_step(&k, &r, row)) row += o.rows_per_step;
+    ck_assert_int_ge(row * o.seq_len, want);
+    ck_assert_int_lt((row - o.rows_per_step) * o.seq_len, want);
+    const struct ht_batch *b;
+    must(ht_loader_next(k.l[0], &b, NULL)); // and stays at the end
+    ck_assert_ptr_null(b);
+    ranks_close(&k);
+    stream_ref_free(&r);
+}
+END_TEST
+
+/* A stream that ends exactly with a row and a step: no padding, no further step. */
+START_TEST(one_epoch_of_whole_rows)
+{
+    char path[PATH_MAX];
+    const struct ht_loader_dataset one = { join(path, folder, "exact.h5"), 1 };
+    struct ht_loader_options o = options(10, 2, 2);
+    struct ht_shard_writer *w;
+    struct ht_loader *l;
+    const struct ht_batch *b;
+    const int32_t ids[20] = { 1, 2, 3 };
+
+    must(ht_shard_writer_create(&w, path, 10, ""));
+    must(ht_shard_writer_add(w, ids, 20, 20));
+    must(ht_shard_writer_add(w, ids, 0, 0));
+    must(ht_shard_writer_finish(w, NULL, NULL));
+    ht_shard_writer_free(w);
+    o.n_datasets = 1;
+    o.datasets = &one;
+    o.one_epoch = true;
+    o.pack_leak = _i;
+    must(ht_loader_open(&l, &o));
+    must(ht_loader_next(l, &b, NULL));
+    ck_assert_int_eq(b->n_counted, 19);
+    ck_assert_int_eq(b->step_counted, 19);
+    ck_assert_int_eq(b->labels[19], -1);
+    must(ht_loader_next(l, &b, NULL));
+    ck_assert_ptr_null(b);
+    ht_loader_close(l);
+}
+END_TEST
+
+static void expect(enum ht_status st, enum ht_status want, const char *text)
+{
+    ck_assert_msg(st == want, "status %d, not %d: %s", (int)st, (int)want, ht_error_message());
+    ck_assert_msg(strstr(ht_error_message(), text) != NULL, "'%s' is not in: %s", text,
+                  ht_error_message());
+}
+
+START_TEST(options_are_checked)
+{
+    struct ht_loader *l;
+    struct ht_loader_options o;
+    struct ht_loader_dataset d = { paths[1], 1 };
+    char path[PATH_MAX];
+
+#define REFUSED(change, want, text)                                                                \
+    do {                                                                                           \
+        o = options(64, 12, 2);                                                                    \
+        change;                                                                                    \
+        expect(ht_loader_open(&l, &o), want, text);                                                \
+        ck_assert_ptr_null(l);                                                                     \
+    } while (0)
+    REFUSED(o.n_datasets = 0, HT_ERR_ARG, "0 datasets");
+    REFUSED(o.n_datasets = 65, HT_ERR_ARG, "65 datasets");
+    REFUSED(o.n_ranks = 5, HT_ERR_ARG, "12 rows a step do not divide into 5 ranks");
+    REFUSED(o.micro_rows = 5, HT_ERR_ARG, "micro-batches of 5");
+    REFUSED(o.rank = 1, HT_ERR_ARG, "rank 1 of 1");
+    REFUSED(o.seq_len = 0, HT_ERR_ARG, "rows of 0 tokens");
+    REFUSED(o.seq_len = INT64_MAX, HT_ERR_ARG, "below 2^31");
+    REFUSED(o.seq_len = 1 << 30, HT_ERR_ARG, "below 2^31");
+    REFUSED(o.prefetch_batches = -1, HT_ERR_ARG, "prefetch_batches is -1");
+    o = options(64, 12, 2);
+    o.datasets = &d;
+    o.n_datasets = 1;
+    d.weight = -1;
+    expect(ht_loader_open(&l, &o), HT_ERR_ARG, "dataset 0 is -1");
+    d.weight = 1;
+    d.path = join(path, folder, "nowhere.h5");
+    expect(ht_loader_open(&l, &o), HT_ERR_IO, "nowhere.h5: No such file");
+    must(ht_file_make_dirs(join(path, folder, "empty")));
+    expect(ht_loader_open(&l, &o), HT_ERR_FORMAT, "no *.h5 shard");
+    const struct doc_set none = { 9, 1, 0, 10 };
+    write_shard(join(path, folder, "none.h5"), &none, 0, 1);
+    expect(ht_loader_open(&l, &o), HT_ERR_FORMAT, "no tokens in 1 documents");
+    ht_loader_close(NULL);
+}
+END_TEST
+
+START_TEST(tokenizers_must_agree)
+{
+    char path[PATH_MAX];
+    struct ht_shard_writer *w;
+    struct ht_loader_options o = options(64, 12, 2);
+    struct ht_loader *l;
+    const int32_t id = 1;
+    const struct ht_loader_dataset two[2] = { { paths[1], 1 },
+                                              { join(path, folder, "web/other.h5"), 1 } };
+
+    must(ht_shard_writer_create(&w, path, 70000, "beef"));
+    must(ht_shard_writer_add(w, &id, 1, 1));
+    must(ht_shard_writer_finish(w, NULL, NULL));
+    ht_shard_writer_free(w);
+    expect(ht_loader_open(&l, &o), HT_ERR_FORMAT, "web/other.h5 has tokenizer beef");
+    o.n_datasets = 2;
+    o.datasets = two;
+    expect(ht_loader_open(&l, &o), HT_ERR_FORMAT, "has tokenizer beef");
+}
+END_TEST
+
+/* The model's vocabulary is smaller than the shards': an id beyond it is refused where it is read.
+ */
+START_TEST(ids_fit_the_model)
+{
+    struct ht_loader_options o = options(64, 12, 2);
+    struct ht_loader *l;
+    const struct ht_batch *b;
+
+    o.vocab_size = 60000;
+    o.prefetch_batches = _i;
+    must(ht_loader_open(&l, &o));
+    enum ht_status st = HT_OK;
+    for (int i = 0; i < 100 && st == HT_OK; i++) st = ht_loader_next(l, &b, NULL);
+    expect(st, HT_ERR_FORMAT, "the model has 60000");
+    ck_assert_ptr_null(b);
+    expect(ht_loader_next(l, &b, NULL), HT_ERR_FORMAT, "the model has 60000"); // and stays so
+    ht_loader_close(l);
+    o.vocab_size = 70000;
+    must(ht_loader_open(&l, &o));
+    for (int i = 0; i < 100; i++) must(ht_loader_next(l, &b, NULL));
+    ht_loader_close(l);
+}
+END_TEST
+
+START_TEST(damage_reaches_the_caller)
+{
+    struct ht_loader_options o = options(64, 12, 2);
+    struct ht_loader *l;
+    const struct ht_batch *b;
+    enum ht_status st = HT_OK;
+    char *text;
+    size_t n;
+
+    o.prefetch_batches = _i;
+    must(ht_file_read(&text, &n, paths[1], 1 << 28));
+    const int fd = open(paths[1], O_RDWR); // tokens are the largest part: its middle is theirs
+    text[n / 2] ^= 4;
+    ck_assert_int_eq(pwrite(fd, text + n / 2, 1, (off_t)n / 2), 1);
+    close(fd);
+    free(text);
+    must(ht_loader_open(&l, &o));
+    for (int i = 0; i < 100 && st == HT_OK; i++) st = ht_loader_next(l, &b, NULL);
+    expect(st, HT_ERR_FORMAT, "books.h5: /tokens block 0");
+    ht_loader_close(l);
+}
+END_TEST
+
+/* A state taken in the middle of a run, for the tests that spoil it. */
+static struct ht_loader_state some_state(const struct ht_loader_options *o)
+{
+    struct ht_loader_state s;
+    struct ht_loader *l;
+    const struct ht_batch *b;
+
+    must(ht_loader_open(&l, o));
+    do {
+        must(ht_loader_next(l, &b, NULL));
+        ht_loader_get_state(l, &s);
+    } while (s.row < 1000 || s.current != 0);
+    ht_loader_close(l);
+    return s;
+}
+
+START_TEST(states_are_checked)
+{
+    struct ht_loader_options o = options(64, 2, 2);
+    const struct ht_loader_state good = some_state(&o);
+    struct ht_loader_state s;
+    struct ht_loader *l;
+
+    must(ht_loader_open(&l, &o));
+#define SPOILED(change, text)                                                                      \
+    do {                                                                                           \
+        s = good;                                                                                  \
+        change;                                                                                    \
+        expect(ht_loader_set_state(l, &s), HT_ERR_FORMAT, text);                                   \
+    } while (0)
+    SPOILED(s.n_datasets = 2, "2 datasets; the recipe has 3");
+    SPOILED(s.row = -1, "row is -1");
+    SPOILED(s.dataset[1].fingerprint ^= 1, "dataset 1 has fingerprint");
+    SPOILED(s.dataset[1].epoch = -1, "epoch of dataset 1 is -1");
+    SPOILED(s.dataset[0].doc = 401, "doc of dataset 0 is 401");
+    SPOILED(s.dataset[0].docs_visited++, "docs_visited of dataset 0");
+    SPOILED(s.dataset[0].epoch++, "docs_visited of dataset 0");
+    SPOILED(s.dataset[0].tokens = 1, "tokens of dataset 0 is 1 in epoch");
+    SPOILED(s.current = 3, "current is 3");
+    SPOILED(s.current = -1, "current is -1, yet");
+    SPOILED(s.current_doc++, "current_doc is");
+    SPOILED(s.current_pos = 0, "current_pos is 0");
+    SPOILED(s.current_pos = 1000, "current_pos is 1000");
+    must(ht_loader_set_state(l, &good)); // a refusal leaves the loader usable
+    ht_loader_get_state(l, &s);
+    ck_assert_mem_eq(&s, &good, sizeof s);
+    ht_loader_close(l);
+
+    o.seed = 6; // documents would be seen twice and others not at all
+    must(ht_loader_open(&l, &o));
+    expect(ht_loader_set_state(l, &good), HT_ERR_FORMAT, "seed 6 puts document");
+    ht_loader_close(l);
+}
+END_TEST
+
+START_TEST(other_data_are_refused)
+{
+    const struct ht_loader_options o = options(64, 2, 2);
+    const struct ht_loader_state good = some_state(&o);
+    struct doc_set changed = sets[1];
+    struct ht_loader *l;
+    char path[PATH_MAX], to[PATH_MAX];
+
+    changed.seed = 23; // as many documents, other tokens
+    write_shard(paths[1], &changed, 0, changed.n_docs);
+    must(ht_loader_open(&l, &o));
+    expect(ht_loader_set_state(l, &good), HT_ERR_FORMAT, "the data have changed since");
+    ht_loader_close(l);
+    write_shard(paths[1], &sets[1], 0, sets[1].n_docs); // the old ones again
+    must(ht_loader_open(&l, &o));
+    must(ht_loader_set_state(l, &good));
+    ht_loader_close(l);
+    rename(join(path, folder, "web/a.h5"), join(to, folder, "web/z.h5")); // another order of shards
+    must(ht_loader_open(&l, &o));
+    expect(ht_loader_set_state(l, &good), HT_ERR_FORMAT, "dataset 0 has fingerprint");
+    ht_loader_close(l);
+}
+END_TEST
+
+static char *replaced(const char *text, const char *from, const char *to)
+{
+    const char *at = strstr(text, from);
+    char *out = malloc(strlen(text) + strlen(to) + 1);
+
+    ck_assert_msg(at != NULL, "'%s' is not in %s", from, text);
+    sprintf(out, "%.*s%s%s", (int)(at - text), text, to, at + strlen(from));
+    return out;
+}
+
+START_TEST(mangled_json_is_refused)
+{
+    static const struct {
+        const char *from, *to, *message;
+    } mangled[] = {
+        { "\"format\": 1", "\"format\": 2", "\"format\" is 2; this program reads 1" },
+        { "\"row\":", "\"rows\":", "\"row\" is missing" },
+        { "\"row\":", "\"extra\": 1, \"row\":", "7 keys; 6 are known" },
+        { "\"row\":", "\"row\": 1, \"row\":", "duplicate" },
+        { "\"row\": ", "\"row\": -", "\"row\" is -" },
+        { "\"row\": ", "\"row\": 0.", "of another type" },
+        { "\"row\": ", "\"row\": 99999999999999999999", "state.json:" },
+        { "\"current\": 0", "\"current\": 3", "\"current\" is 3; there are 3" },
+        { "\"current\": 0", "\"current\": -2", "the least is -1" },
+        { "\"datasets\": [", "\"datasets\": [7, ", "datasets[0]: not an object" },
+        { "\"datasets\": [", "\"other\": [], \"datasets\": [", "keys" },
+        { "\"epoch\": ", "\"epoch\": -1", "datasets[0]: \"epoch\" is -1" },
+        { "\"doc\": ", "\"doc\": null, \"x\": ", "\"doc\" is of another type" },
+        { "\"docs_visited\"", "\"docs\"", "\"docs_visited\" is missing" },
+        { "\"fingerprint\": \"", "\"fingerprint\": \"0", "16 hexadecimal digits" },
+        { "\"fingerprint\": \"", "\"fingerprint\": 3, \"x\": \"", "keys" },
+        { "{", "[", "state.json:" },
+    };
+    const struct ht_loader_options o = options(64, 2, 2);
+    const struct ht_loader_state good = some_state(&o);
+    struct ht_loader_state s;
+    char *text, *bad;
+
+    must(ht_loader_state_to_json(&text, &good));
+    for (size_t i = 0; i < sizeof mangled / sizeof *mangled; i++) {
+        bad = replaced(text, mangled[i].from, mangled[i].to);
+        expect(ht_loader_state_from_json(&s, bad, "state.json"), HT_ERR_FORMAT, mangled[i].message);
+        free(bad);
+    }
+    for (size_t n = strlen(text); n-- > 0;) { // every beginning of it
+        bad = strndup(text, n);
+        ck_assert_int_eq(ht_loader_state_from_json(&s, bad, "state.json"), HT_ERR_FORMAT);
+        free(bad);
+    }
+    expect(ht_loader_state_from_json(&s, "[]", "state.json"), HT_ERR_FORMAT, "not an object");
+    // one byte changed anywhere: refused here or by the loader, or the numbers are still good ones
+    struct ht_loader *l;
+    must(ht_loader_open(&l, &o));
+    int refused = 0;
+    for (uint64_t k = 0; k < 3000; k++) {
+        const size_t at = ht_rng_u64(51, 1, k) % strlen(text);
+        const char old = text[at];
+        text[at] = (char)(32 + ht_rng_u64(51, 2, k) % 95);
+        if (ht_loader_state_from_json(&s, text, "state.json") != HT_OK ||
+            ht_loader_set_state(l, &s) != HT_OK)
+            refused++;
+        text[at] = old;
+    }
+    ck_assert_int_gt(refused, 2000);
+    must(ht_loader_state_from_json(&s, text, "state.json"));
+    ck_assert_mem_eq(&s, &good, sizeof s);
+    ht_loader_close(l);
+    free(text);
+}
+END_TEST
+
+/* Closing while the thread fills, waits, or has not begun. */
+START_TEST(closing_at_any_time)
+{
+    struct ht_loader_options o = options(64, 12, 2);
+
+    for (int i = 0; i < 40; i++) {
+        struct ht_loader *l;
+        const struct ht_batch *b;
+        o.prefetch_batches = 1 + i % 5;
+        must(ht_loader_open(&l, &o));
+        for (int k = 0; k < i % 7; k++) must(ht_loader_next(l, &b, NULL));
+        if (i % 3 == 0) usleep((useconds_t)(100 * i));
+        ht_loader_close(l);
+    }
+}
+END_TEST
+
+#define COUNT(a) ((int)(sizeof(a) / sizeof *(a)))
+
+int main(void)
+{
+    Suite *s = suite_create("loader");
+    TCase *order = tcase_create("order"), *refusal = tcase_create("refusal");
+
+    tcase_add_checked_fixture(order, setup, teardown);
+    tcase_add_checked_fixture(refusal, setup, teardown);
+    tcase_add_loop_test(order, batches_match_the_written_out_stream, 0, COUNT(shapes));
+    tcase_add_loop_test(order, stops_and_rescaling_change_nothing, 0, 2);
+    tcase_add_test(order, every_token_once_per_epoch);
+    tcase_add_test(order, prefetched_rows_are_not_trained_rows);
+    tcase_add_test(order, mixture_keeps_its_shares);
+    tcase_add_loop_test(order, one_epoch_ends_with_padding, 0, 6);
+    tcase_add_loop_test(order, one_epoch_of_whole_rows, 0, 2);
+    tcase_add_test(order, closing_at_any_time);
+    tcase_add_test(refusal, options_are_checked);
+    tcase_add_test(refusal, tokenizers_must_agree);
+    tcase_add_loop_test(refusal, ids_fit_the_model, 0, 2);
+    tcase_add_loop_test(refusal, damage_reaches_the_caller, 0, 2);
+    tcase_add_test(refusal, states_are_checked);
+    tcase_add_test(refusal, other_data_are_refused);
+    tcase_add_test(refusal, mangled_json_is_refused);
+    suite_add_tcase(s, order);
+    suite_add_tcase(s, refusal);
+    return run_suite(s);
+}
