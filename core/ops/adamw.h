@@ -26,8 +26,8 @@ struct ht_adamw_args {
 
 enum ht_status ht_adamw_step(struct ht_backend *be, const struct ht_adamw_args *a);
 
-/* Sum of squares of n fp32 values: fp64, fixed order (blocks of 4096), independent of thread count. NaN and
- * infinity come through. */
+/* Sum of squares of n fp32 values: fp64, fixed order (blocks of 4096), independent of thread count.
+ * NaN and infinity come through. */
 enum ht_status ht_sum_squares(struct ht_backend *be, double *out, const float *x, int64_t n);
 
 #endif

@@ -1,7 +1,8 @@
 /* core/ops/embedding.h: token embedding into the fp32 residual stream (spec 3.1).
  *
  *   forward   r[t, :] = multiplier * E[id[t], :]
- *   backward  grad_E[id[t], :] += multiplier * grad_r[t, :]     in token order: the same bits on every run
+ *   backward  grad_E[id[t], :] += multiplier * grad_r[t, :]     in token order: the same bits on
+ * every run
  */
 #ifndef HT_OPS_EMBEDDING_H
 #define HT_OPS_EMBEDDING_H
@@ -13,13 +14,13 @@
 
 struct ht_embedding_args {
     int64_t n_tokens, d_model, vocab_size;
-    enum ht_dtype dtype;  // of weight
+    enum ht_dtype dtype; // of weight
     float multiplier;
-    const int32_t *ids;   // (n_tokens)
-    const void *weight;   // (vocab_size, d_model)        forward
-    float *residual;      // (n_tokens, d_model)          forward: written
+    const int32_t *ids;         // (n_tokens)
+    const void *weight;         // (vocab_size, d_model)        forward
+    float *residual;            // (n_tokens, d_model)          forward: written
     const float *grad_residual; // (n_tokens, d_model)    backward
-    float *grad_weight;   // (vocab_size, d_model)        backward: added to
+    float *grad_weight;         // (vocab_size, d_model)        backward: added to
 };
 
 /* HT_ERR_ARG: an id outside 0..vocab_size-1 (names position and id). */

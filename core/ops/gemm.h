@@ -1,6 +1,7 @@
 /* core/ops/gemm.h: matrix products through oneDNN (CPU) or cuBLASLt (CUDA).
  *
- *   C = alpha * op(A) op(B) + beta * C        op(A) is (m, k), op(B) is (k, n), C is (m, n), row-major
+ *   C = alpha * op(A) op(B) + beta * C        op(A) is (m, k), op(B) is (k, n), C is (m, n),
+ * row-major
  *
  * A linear layer y = x W^T has trans_b = true with W stored [out, in]; its gradients are
  *   grad_x = grad_y W          (neither transposed)
@@ -25,12 +26,13 @@ struct ht_gemm_args {
     int64_t lda;            // elements between rows of A as stored
     const void *b;          // (k, n), or (n, k) when trans_b
     int64_t ldb;
-    void *c;                // (m, n), must not overlap A or B
+    void *c; // (m, n), must not overlap A or B
     int64_t ldc;
     float alpha, beta; // beta is 0 (C need not be initialised) or 1
 };
 
-/* HT_ERR_ARG: a negative size, a stride below the row, beta not 0 or 1. m, n or k = 0 is allowed. */
+/* HT_ERR_ARG: a negative size, a stride below the row, beta not 0 or 1. m, n or k = 0 is allowed.
+ */
 enum ht_status ht_gemm(struct ht_backend *be, const struct ht_gemm_args *a);
 
 /* Scratch that any ht_gemm of this size may take from be->scratch (0 where the library owns it). */

@@ -250,12 +250,12 @@ START_TEST(split_calls_add_up)
         ck_assert_int_eq(ht_linear_ce(&be, &a), HT_OK);
         loss += a.loss_sum;
     }
-    ck_assert_double_eq_tol(loss, all.args.loss_sum, 1e-9);
-    check_same_bits(&all.logprobs, &parts.logprobs, "logprobs");
-    check_same_bits(&all.grad_u, &parts.grad_u, "grad_u");
-    for (int64_t i = 0; i < all.grad_weight.n; i++)
-        all.grad_weight.d[i] = tensor_at(&all.grad_weight, i);
-    check_close(&parts.grad_weight, all.grad_weight.d, 1e-8, "grad_weight");
+    // 20 rows and 50 may take different products: fp32 sums in another order, one bit of a bf16
+    // gradient
+    ck_assert_double_eq_tol(loss, all.args.loss_sum, 1e-5);
+    check_same(&parts.logprobs, &all.logprobs, 1e-6, "logprobs");
+    check_same(&parts.grad_u, &all.grad_u, bf16 ? 1.0 / 128 : 1e-6, "grad_u");
+    check_same(&parts.grad_weight, &all.grad_weight, bf16 ? 1.0 / 128 : 1e-6, "grad_weight");
     case_free(&all);
     case_free(&parts);
     ht_backend_free(&be);
