@@ -227,11 +227,25 @@ START_TEST(reference_gradients_match_central_differences)
 }
 END_TEST
 
-/* Blocks add up: all tokens at once equal two calls, except for the order of fp32 sums in
- * grad_weight. */
+/* Every element of a within part * max|b| of b. */
+static void check_same(const struct tensor *a, const struct tensor *b, double part,
+                       const char *what)
+{
+    double max = 0.0;
+
+    for (int64_t i = 0; i < b->n; i++) max = fmax(max, fabs(tensor_at(b, i)));
+    for (int64_t i = 0; i < b->n; i++) {
+        const double err = fabs(tensor_at(a, i) - tensor_at(b, i));
+        ck_assert_msg(err <= part * max, "%s[%lld]: %.9g and %.9g", what, (long long)i,
+                      tensor_at(a, i), tensor_at(b, i));
+    }
+}
+
+/* Blocks add up: all tokens at once equal two calls. */
 START_TEST(split_calls_add_up)
 {
     const struct variant v = variant_at(_i);
+    const bool bf16 = v.dtype == HT_DTYPE_BF16;
     const struct shape s = { 50, 24, 90 };
     struct ht_backend be = backend_make(v.isa, 2, scratch_for(s, v.dtype));
     struct loss_case all = case_make(s, v.dtype), parts = case_make(s, v.dtype);
