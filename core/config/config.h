@@ -1,9 +1,9 @@
 /* core/config/config.h: the checked configuration of a run, in plain structs [2].
  *
- * A recipe (core/config/recipe.h) fills it; every field is valid afterwards: ranges checked, defaults
- * applied, derived sizes set. Nothing below programs/ reads a recipe in any other way. The table in
- * recipe.c is the only place where a key's name, type, default, bound and meaning are written;
- * docs/recipes.md is generated from it.
+ * A recipe (core/config/recipe.h) fills it; every field is valid afterwards: ranges checked,
+ * defaults applied, derived sizes set. Nothing below programs/ reads a recipe in any other way. The
+ * table in recipe.c is the only place where a key's name, type, default, bound and meaning are
+ * written; docs/recipes.md is generated from it.
  */
 #ifndef HT_CONFIG_CONFIG_H
 #define HT_CONFIG_CONFIG_H
@@ -18,7 +18,11 @@
 #define HT_MAX_PATH 1024
 
 enum ht_layer_kind { HT_LAYER_MAMBA, HT_LAYER_ATTENTION };
-enum ht_naming { HT_NAMING_BAMBA, HT_NAMING_LLAMA, HT_NAMING_MAMBA2 }; // whose weight names are used
+enum ht_naming {
+    HT_NAMING_BAMBA,
+    HT_NAMING_LLAMA,
+    HT_NAMING_MAMBA2
+}; // whose weight names are used
 
 struct ht_model_config {
     enum ht_naming naming;
@@ -26,7 +30,7 @@ struct ht_model_config {
     uint8_t layer_kind[HT_MAX_LAYERS]; // enum ht_layer_kind
     // attention
     int64_t n_heads, n_kv_heads, d_head;
-    int64_t rope_dims;   // even, 0 = no position encoding; recipe: rope_fraction * d_head
+    int64_t rope_dims; // even, 0 = no position encoding; recipe: rope_fraction * d_head
     double rope_theta;
     double rope_factor, rope_low_freq, rope_high_freq; // "llama3" scaling; factor 0 = none
     int64_t rope_original_max, max_position;           // positions that tables are made for
@@ -34,13 +38,13 @@ struct ht_model_config {
     // Mamba-2
     int64_t d_inner, ssm_heads, ssm_d_head, d_state, n_groups, d_conv, chunk;
     bool conv_bias, gated_norm_full;
-    float dt_limit_min, dt_limit_max;       // clamp after softplus; 0, INFINITY
+    float dt_limit_min, dt_limit_max; // clamp after softplus; 0, INFINITY
     float dt_init_min, dt_init_max, dt_init_floor;
     // both
     int64_t d_ff; // 0 = no MLP in any layer
     float norm_eps, embedding_multiplier, residual_multiplier, logits_scaling;
     bool tied_head;
-    bool residual_fp32; // false: residual rounded to the model dtype after each addition
+    bool residual_fp32;       // false: residual rounded to the model dtype after each addition
     double residual_init_div; // divisor of the initial out projections (spec 5); resolved
 };
 
@@ -66,18 +70,18 @@ enum ht_schedule { HT_SCHEDULE_COSINE, HT_SCHEDULE_LINEAR, HT_SCHEDULE_CONSTANT,
 enum ht_warmup { HT_WARMUP_LINEAR, HT_WARMUP_QUADRATIC };
 
 struct ht_train_config {
-    char name[256];          // run name; run folder is out_dir/name
+    char name[256]; // run name; run folder is out_dir/name
     char out_dir[HT_MAX_PATH];
     char init_from[HT_MAX_PATH]; // weights to start from (checkpoint or HF folder), empty = random
     char resume[HT_MAX_PATH];    // "auto", "never", or a checkpoint folder
     enum ht_dtype precision;     // F32 or BF16
     uint64_t seed;
     int64_t global_batch_tokens, micro_batch; // micro_batch: rows of seq_len per rank and pass
-    int64_t total_steps;         // resolved from total_tokens or steps
+    int64_t total_steps;                      // resolved from total_tokens or steps
     enum ht_recompute recompute;
-    float z_loss, grad_clip;     // grad_clip 0 = off
-    int64_t max_bad_steps;       // non-finite steps in a row before the run stops
-    int threads;                 // OpenMP threads per rank; 0 = cores / local ranks
+    float z_loss, grad_clip; // grad_clip 0 = off
+    int64_t max_bad_steps;   // non-finite steps in a row before the run stops
+    int threads;             // OpenMP threads per rank; 0 = cores / local ranks
 };
 
 struct ht_optimizer_config {
@@ -93,15 +97,15 @@ struct ht_schedule_config {
 };
 
 struct ht_parallel_config {
-    int zero_stage;        // 0 or 1 (2 and 3 with the CUDA backend)
-    int64_t bucket_bytes;  // gradient bucket
+    int zero_stage;       // 0 or 1 (2 and 3 with the CUDA backend)
+    int64_t bucket_bytes; // gradient bucket
     double timeout_s;
 };
 
 struct ht_checkpoint_config {
     int64_t every_steps; // 0 = only at the end
     int keep_last;
-    int64_t keep_every;  // steps kept for ever, 0 = none
+    int64_t keep_every; // steps kept for ever, 0 = none
     bool background;
     bool on_full_pause;
 };
