@@ -44,6 +44,10 @@ static enum ht_status create_model(struct ht_run *r)
     const int local = ht_comm_local_size(r->comm);
     struct ht_tensor_list list;
 
+    if (c->parallel.zero_stage != 1)
+        return HT_FAIL(HT_ERR_UNSUPPORTED,
+                       "parallel.zero_stage is %d; the CPU backend shards the optimiser state (stage 1)",
+                       c->parallel.zero_stage);
     // ranks of one host share its cores
     int threads = c->train.threads;
     if (threads == 0) {
@@ -54,8 +58,8 @@ static enum ht_status create_model(struct ht_run *r)
     HT_TRY(ht_tensor_list_create(&list, &c->model, c->optimizer.decay));
     const int64_t n_matrix = list.n_matrix, n_total = list.n_total;
     ht_tensor_list_free(&list);
-    HT_TRY(ht_model_create(&r->model, &r->backend, &c->model, c->train.precision, c->optimizer.decay,
-                           ht_zero_padded_matrix(n_matrix, n_ranks),
+    HT_TRY(ht_model_create(&r->model, &r->backend, &c->model, c->train.precision,
+                           c->optimizer.decay, ht_zero_padded_matrix(n_matrix, n_ranks),
                            ht_zero_padded_vector(n_matrix, n_total, n_ranks), c->data.seq_len));
     HT_TRY(ht_acts_create(&r->acts, r->model, c->train.recompute, false, n_tokens));
     return ht_zero_create(&r->zero, r->comm, n_matrix, n_total, c->parallel.bucket_bytes,

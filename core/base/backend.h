@@ -1,7 +1,8 @@
 /* core/base/backend.h: where operations run: kind, CPU level, threads, scratch memory.
  *
- * One backend per rank. An operation dispatches on kind and isa through its folder's table; scratch memory
- * comes from be->scratch (an arena that operations mark and reset), so a step allocates nothing.
+ * One backend per rank. An operation dispatches on kind and isa through its folder's table; scratch
+ * memory comes from be->scratch (an arena that operations mark and reset), so a step allocates
+ * nothing.
  */
 #ifndef HT_BASE_BACKEND_H
 #define HT_BASE_BACKEND_H
@@ -19,7 +20,7 @@ struct ht_backend {
     enum ht_isa isa;
     int n_threads;           // OpenMP threads of an operation; results do not depend on it
     struct ht_arena scratch; // sized by the owner before the first operation
-    void *gemm;              // cache of oneDNN primitives, owned by core/ops/gemm (ht_gemm_cache_free)
+    void *gemm; // cache of oneDNN primitives, owned by core/ops/gemm (ht_gemm_cache_free)
     void (*gemm_free)(void *);
 };
 

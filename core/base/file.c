@@ -228,5 +228,11 @@ static uint64_t status_field_bytes(const char *field)
     return (uint64_t)kib * 1024;
 }
 
-uint64_t ht_memory_resident_bytes(void) { return status_field_bytes("VmRSS:"); }
-uint64_t ht_memory_peak_bytes(void) { return status_field_bytes("VmHWM:"); }
+uint64_t ht_memory_resident_bytes(void)
+{
+    return status_field_bytes("VmRSS:");
+}
+uint64_t ht_memory_peak_bytes(void)
+{
+    return status_field_bytes("VmHWM:");
+}

@@ -1,8 +1,8 @@
 /* core/base/isa.h: CPU levels, and how one kernel file becomes one function per level.
  *
- * A kernel file (*_cpu.c, listed under KERNELS in CMake) is compiled once per level with HT_ISA set, and
- * names what it exports HT_ISA_FN(ht_conv1d_forward_cpu). The operation's table declares and lists all
- * copies with HT_ISA_DECLARE and HT_ISA_ROW, and indexes by be->isa.
+ * A kernel file (*_cpu.c, listed under KERNELS in CMake) is compiled once per level with HT_ISA
+ * set, and names what it exports HT_ISA_FN(ht_conv1d_forward_cpu). The operation's table declares
+ * and lists all copies with HT_ISA_DECLARE and HT_ISA_ROW, and indexes by be->isa.
  */
 #ifndef HT_BASE_ISA_H
 #define HT_BASE_ISA_H
@@ -39,7 +39,8 @@ enum ht_isa {
     }
 #endif
 
-/* The best level of this machine, or a lower one named by HT_CPU_ISA=plain|avx2|avx512|avx512bf16. */
+/* The best level of this machine, or a lower one named by HT_CPU_ISA=plain|avx2|avx512|avx512bf16.
+ */
 enum ht_isa ht_isa_detect(void);
 
 /* The best level of this machine, whatever the environment says. */

@@ -13,8 +13,8 @@ struct ht_log {
     FILE *file;              // usually runs/NAME/train.log; NULL for none
 };
 
-/* log may be NULL: nothing happens. One line per call; a failing stream is ignored (a full pipe must not
- * stop a training run). */
+/* log may be NULL: nothing happens. One line per call; a failing stream is ignored (a full pipe
+ * must not stop a training run). */
 void ht_log_line(const struct ht_log *log, enum ht_log_level level, const char *format, ...)
     __attribute__((format(printf, 3, 4)));
 

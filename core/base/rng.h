@@ -1,7 +1,7 @@
 /* core/base/rng.h: counter-based random numbers (Philox4x32-10, Salmon et al. 2011).
  *
- * A draw is a pure function of (seed, stream, counter): nothing is carried along, so ranks, resumes and
- * backends agree. `stream` names the purpose (a hash of a tensor's name, a sample index, ...).
+ * A draw is a pure function of (seed, stream, counter): nothing is carried along, so ranks, resumes
+ * and backends agree. `stream` names the purpose (a hash of a tensor's name, a sample index, ...).
  */
 #ifndef HT_BASE_RNG_H
 #define HT_BASE_RNG_H

@@ -1,8 +1,8 @@
 /* core/base/simd.h: fp32 vectors of the width of the level being compiled, for kernel files only.
  *
  * GCC vector extensions: `a * b + c` is a fused multiply-add where the level has one. HT_VLEN is 16
- * (AVX-512), 8 (AVX2) or 4. Loads and stores need no alignment. Transcendentals are polynomials with
- * their error beside them. For bf16 dot products see the intrinsics under __AVX512BF16__.
+ * (AVX-512), 8 (AVX2) or 4. Loads and stores need no alignment. Transcendentals are polynomials
+ * with their error beside them. For bf16 dot products see the intrinsics under __AVX512BF16__.
  */
 #ifndef HT_BASE_SIMD_H
 #define HT_BASE_SIMD_H
@@ -30,7 +30,10 @@ typedef int32_t ht_vi __attribute__((vector_size(4 * HT_VLEN)));
 typedef uint32_t ht_vu __attribute__((vector_size(4 * HT_VLEN)));
 typedef uint16_t ht_vh __attribute__((vector_size(2 * HT_VLEN)));
 
-static inline ht_vf vf_set(float x) { return (ht_vf){ 0 } + x; }
+static inline ht_vf vf_set(float x)
+{
+    return x - (ht_vf){ 0 };
+}
 
 static inline ht_vf vf_load(const float *p)
 {
@@ -39,7 +42,10 @@ static inline ht_vf vf_load(const float *p)
     return v;
 }
 
-static inline void vf_store(float *p, ht_vf v) { memcpy(p, &v, sizeof v); }
+static inline void vf_store(float *p, ht_vf v)
+{
+    memcpy(p, &v, sizeof v);
+}
 
 /* n < HT_VLEN elements, zeros above. */
 static inline ht_vf vf_load_n(const float *p, int64_t n)
@@ -137,11 +143,17 @@ static inline ht_vf vf_select(ht_vi mask, ht_vf a, ht_vf b)
     return (ht_vf)(((ht_vi)a & mask) | ((ht_vi)b & ~mask));
 }
 
-static inline ht_vf vf_max(ht_vf a, ht_vf b) { return vf_select(a > b, a, b); }
-static inline ht_vf vf_min(ht_vf a, ht_vf b) { return vf_select(a < b, a, b); }
+static inline ht_vf vf_max(ht_vf a, ht_vf b)
+{
+    return vf_select(a > b, a, b);
+}
+static inline ht_vf vf_min(ht_vf a, ht_vf b)
+{
+    return vf_select(a < b, a, b);
+}
 
-/* exp: 2^n * p(r), degree 6; relative error below 2e-7 on [-87, 88]. Below -87.3 gives 0 (so exp(-inf) is
- * 0), above 88.7 gives inf, NaN gives NaN. */
+/* exp: 2^n * p(r), degree 6; relative error below 2e-7 on [-87, 88]. Below -87.3 gives 0 (so
+ * exp(-inf) is 0), above 88.7 gives inf, NaN gives NaN. */
 static inline ht_vf vf_exp(ht_vf x)
 {
     const ht_vf clamped = vf_min(vf_max(x, vf_set(-87.33f)), vf_set(88.72f));
@@ -167,8 +179,14 @@ static inline ht_vf vf_exp(ht_vf x)
     return vf_select(x != x, x, y);
 }
 
-static inline ht_vf vf_sigmoid(ht_vf x) { return 1.0f / (1.0f + vf_exp(-x)); }
-static inline ht_vf vf_silu(ht_vf x) { return x / (1.0f + vf_exp(-x)); }
+static inline ht_vf vf_sigmoid(ht_vf x)
+{
+    return 1.0f / (1.0f + vf_exp(-x));
+}
+static inline ht_vf vf_silu(ht_vf x)
+{
+    return x / (1.0f + vf_exp(-x));
+}
 
 /* silu'(x) = s * (1 + x * (1 - s)), s = sigmoid(x) */
 static inline ht_vf vf_silu_grad(ht_vf x)

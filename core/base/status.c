@@ -44,6 +44,7 @@ int ht_exit_code(enum ht_status st)
     case HT_ERR_ARG:
     case HT_ERR_RECIPE: return 2;
     case HT_ERR_FORMAT: return 3;
+    case HT_ERR_CHECKPOINT: return 4;
     case HT_ERR_MEMORY: return 5;
     case HT_ERR_COMM: return 6;
     case HT_ERR_NUMERIC: return 7;

@@ -1,7 +1,7 @@
 /* core/base/status.h: how every function that can fail says so.
  *
- * Library code never exits and never prints. It returns enum ht_status; the message for the person at
- * the terminal is kept for the calling thread and read with ht_error_message().
+ * Library code never exits and never prints. It returns enum ht_status; the message for the person
+ * at the terminal is kept for the calling thread and read with ht_error_message().
  */
 #ifndef HT_BASE_STATUS_H
 #define HT_BASE_STATUS_H
@@ -12,6 +12,7 @@ enum ht_status {
     HT_ERR_RECIPE,      // a recipe or the command line is wrong
     HT_ERR_IO,          // the operating system refused (errno is in the message)
     HT_ERR_FORMAT,      // a file's content is not what its format promises
+    HT_ERR_CHECKPOINT,  // checkpoints are there, but none is usable
     HT_ERR_MEMORY,      // memory or disk space is short
     HT_ERR_UNSUPPORTED, // valid, but not available in this build or on this machine
     HT_ERR_CUDA,        // CUDA, cuBLAS or NCCL said no
@@ -40,14 +41,15 @@ enum ht_status {
 enum ht_status ht_fail_at(enum ht_status code, const char *file, int line, const char *format, ...)
     __attribute__((format(printf, 4, 5)));
 
-/* Append ", while ..." to this thread's message, keeping the code: upper layers add, never replace. */
+/* Append ", while ..." to this thread's message, keeping the code: upper layers add, never replace.
+ */
 enum ht_status ht_fail_while(enum ht_status code, const char *format, ...)
     __attribute__((format(printf, 2, 3)));
 
 /* The last message of this thread; "" if none. Valid until the thread's next failure. */
 const char *ht_error_message(void);
 
-/* Exit code of a program for a status (docs/recipes.md, exit codes): 0, 1, 2, 3, 5, 6, 7 or 75. */
+/* Exit code of a program for a status (docs/recipes.md, exit codes): 0 to 7 or 75. */
 int ht_exit_code(enum ht_status st);
 
 #endif
