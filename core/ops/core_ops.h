@@ -42,6 +42,17 @@ struct ht_softmax_ce_args {
 };
 typedef enum ht_status ht_softmax_ce_fn(struct ht_backend *be, const struct ht_softmax_ce_args *a);
 
+/* A tile of a bf16 matrix and its dense fp32 copy: ht_widen_cpu fills the copy; ht_narrow_cpu sets
+ * the tile to alpha * copy, plus what it held when `add`. */
+struct ht_tile_args {
+    int64_t rows, cols, ld; // ld: elements between rows of the bf16 matrix
+    ht_bf16 *narrow;        // (rows, cols)
+    float *wide;            // (rows, cols)
+    float alpha;
+    bool add;
+};
+typedef void ht_tile_fn(struct ht_backend *be, const struct ht_tile_args *t);
+
 /* Most rows of A for which ht_gemm with trans_b takes the matrix-vector kernel (gemv_cpu.c). On one
  * core of a Zen 5 VM it beats oneDNN in bf16 up to 32 rows (8 rows: 1.4x, 16: 1.2x, 32: 1.1x), in
  * fp32 up to 8; 16 rows tie. */
@@ -50,10 +61,15 @@ enum { HT_GEMV_MAX_M_BF16 = 32, HT_GEMV_MAX_M_F32 = 16 };
 /* gemm_cpu.c: through oneDNN; small m goes to the level's gemv. */
 ht_gemm_fn ht_gemm_cpu;
 
+/* gemm_onednn.c: checked arguments, k > 0. */
+ht_gemm_fn ht_gemm_onednn;
+
 /* A buffer of the gemm cache (not the arena) for one product; grows at a new size only. */
 enum ht_status ht_gemm_own_scratch(void **out, struct ht_backend *be, size_t bytes);
 
 HT_ISA_DECLARE(ht_gemm_fn, ht_gemv_cpu);
+HT_ISA_DECLARE(ht_tile_fn, ht_widen_cpu);
+HT_ISA_DECLARE(ht_tile_fn, ht_narrow_cpu);
 HT_ISA_DECLARE(ht_embedding_fn, ht_embedding_forward_cpu);
 HT_ISA_DECLARE(ht_embedding_fn, ht_embedding_backward_cpu);
 HT_ISA_DECLARE(ht_rmsnorm_fn, ht_rmsnorm_forward_cpu);

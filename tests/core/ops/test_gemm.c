@@ -108,6 +108,27 @@ START_TEST(matches_reference_in_every_layout)
 }
 END_TEST
 
+/* More than one tile in each direction, and tiles that are kept while others change. */
+START_TEST(tiles_of_widened_products_add_up)
+{
+    const struct shape some[] = { { 40, 520, 2100 }, { 1030, 70, 40 } };
+    const enum ht_isa isa = (enum ht_isa)_i;
+
+    for (int s = 0; s < 2; s++)
+        for (int layout = 1; layout < 3; layout++)
+            for (int c32 = 0; c32 < 2; c32++) {
+                struct ht_backend be = backend_make(isa, 2, scratch_for(some[s], HT_DTYPE_BF16));
+                struct gemm_case g =
+                    case_make(some[s], layout, HT_DTYPE_BF16, c32 ? HT_DTYPE_F32 : HT_DTYPE_BF16,
+                              0.5f, 1.0f, /* pad */ 5);
+                ck_assert_msg(ht_gemm(&be, &g.args) == HT_OK, "%s", ht_error_message());
+                check_close(&g.c, g.ref, g.slack, "C");
+                case_free(&g);
+                ht_backend_free(&be);
+            }
+}
+END_TEST
+
 START_TEST(not_initialised_c_is_not_read_without_beta)
 {
     const struct variant v = variant_at(_i);
@@ -288,6 +309,7 @@ int main(void)
     TCase *t = tcase_create("gemm");
 
     tcase_add_loop_test(t, matches_reference_in_every_layout, 0, n_variants());
+    tcase_add_loop_test(t, tiles_of_widened_products_add_up, 0, (int)ht_isa_best() + 1);
     tcase_add_loop_test(t, not_initialised_c_is_not_read_without_beta, 0, n_variants());
     tcase_add_loop_test(t, bits_repeat, 0, n_variants());
     tcase_add_loop_test(t, small_batches_agree_bit_for_bit, 0, n_variants());
