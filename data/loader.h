@@ -7,6 +7,9 @@
  * held to its end. The documents form one stream; row i is stream tokens [i*seq_len, (i+1)*seq_len] (one
  * token of overlap: inputs and labels). Every rank walks the same document lengths and reads only the tokens
  * of its own rows. The state is a handful of integers and describes rows *trained*, not prefetched.
+ *
+ * Calls of one loader: one thread at a time. Open reads shards with HDF5 (shard.h); nothing after it
+ * allocates or uses HDF5. Errors of the prefetch thread come out of ht_loader_next, again on every call.
  */
 #ifndef HT_DATA_LOADER_H
 #define HT_DATA_LOADER_H
@@ -31,13 +34,13 @@ struct ht_loader_options {
     const struct ht_loader_dataset *datasets;
     int64_t seq_len;
     int64_t rows_per_step;     // global: rows of one optimiser step over all ranks
-    int64_t micro_rows;        // rows of one micro-batch of one rank
+    int64_t micro_rows;        // rows of one micro-batch of one rank; ranks * micro_rows divides rows_per_step
     int rank, n_ranks;
     int64_t vocab_size;        // ids must be below; 0 = not checked
     uint64_t seed;
     bool shuffle, pack_leak;
     int64_t prefetch_batches;  // 0 = no thread
-    bool one_epoch;            // evaluation: stop after one pass (last row padded with label -1)
+    bool one_epoch;            // evaluation: every dataset once; the last step is padded (id 0, label -1)
 };
 
 /* Everything needed to go on; saved inside the model checkpoint as JSON (ht_loader_state_to_json). */
@@ -71,12 +74,13 @@ enum ht_status ht_loader_open(struct ht_loader **out, const struct ht_loader_opt
 void ht_loader_close(struct ht_loader *l);
 
 /* Next micro-batch of this rank; micro-batches of a step come one after the other (rows of the step are dealt
- * to ranks in contiguous blocks). With one_epoch: *batch = NULL at the end. wait_s, if not NULL, gets the time
- * spent waiting for the prefetch thread. */
+ * to ranks in contiguous blocks). With one_epoch: *batch = NULL at the end, for all ranks after the same number
+ * of batches. wait_s, if not NULL, gets the time the call took: waiting for the prefetch thread, or reading. */
 enum ht_status ht_loader_next(struct ht_loader *l, const struct ht_batch **batch, double *wait_s);
 
 /* State after the last step whose batches were all handed out; set only before the first next. Setting
- * checks fingerprints, dataset count and ranges (HT_ERR_FORMAT names the field). */
+ * checks fingerprints, dataset count, ranges and that the current document is the one that seed and order put
+ * there (HT_ERR_FORMAT names the field; the loader is as before). */
 void ht_loader_get_state(const struct ht_loader *l, struct ht_loader_state *out);
 enum ht_status ht_loader_set_state(struct ht_loader *l, const struct ht_loader_state *s);
 

@@ -563,6 +563,42 @@ START_TEST(limit_on_file_size)
 }
 END_TEST
 
+/* The disk fails at the nth read: HT_ERR_IO from ours; what HDF5 cannot read is HT_ERR_FORMAT with
+ * its text. */
+static int64_t reads_left = INT64_MAX;
+
+ssize_t pread(int fd, void *out, size_t n, off_t offset)
+{
+    if (reads_left == 0) {
+        errno = EIO;
+        return -1;
+    }
+    reads_left--;
+    return syscall(SYS_pread64, fd, out, n, offset);
+}
+
+START_TEST(failing_disk_at_any_read)
+{
+    enum ht_status st = HT_ERR_IO;
+    int64_t failures = 0;
+
+    write_shard(path, &small, 0, small.n_docs);
+    for (int64_t n = 0; st != HT_OK; n++) {
+        struct ht_shard *s;
+        reads_left = n;
+        st = ht_shard_open(&s, path);
+        if (st == HT_OK) st = ht_shard_verify(s);
+        reads_left = INT64_MAX;
+        ht_shard_close(s);
+        if (st == HT_OK) break;
+        failures++;
+        ck_assert_msg(st == HT_ERR_IO || st == HT_ERR_FORMAT, "%s", ht_error_message());
+        ck_assert_ptr_nonnull(strstr(ht_error_message(), path));
+    }
+    ck_assert_int_ge(failures, 5);
+}
+END_TEST
+
 struct reading {
     const struct ht_shard *s;
     const struct doc_set *d;
@@ -628,6 +664,7 @@ int main(void)
     tcase_add_test(bad, other_files_are_refused);
     tcase_add_test(bad, full_disk_at_any_write);
     tcase_add_test(bad, limit_on_file_size);
+    tcase_add_test(bad, failing_disk_at_any_read);
     suite_add_tcase(s, good);
     suite_add_tcase(s, bad);
     return run_suite(s);
