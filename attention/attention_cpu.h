@@ -21,7 +21,7 @@ enum {
     HT_ATTENTION_LANES = 16,           // the widest vector; strips are padded to it on every level
     HT_ATTENTION_KEY_BLOCK = 512,      // keys of one task, backward in two passes
     HT_ATTENTION_ONE_PASS_MAX = 16384, // longest sequence whose K, V and gradients one thread holds
-    HT_DECODE_KEY_BLOCK = 1024,        // keys of one task of a decode step
+    HT_DECODE_KEY_BLOCK = 256,         // keys of one task of a decode step
 };
 
 /* One kv head of one sequence. Pointers are at its first element; strides count elements between
@@ -65,6 +65,13 @@ bool ht_attention_backward_one_pass(const struct ht_flash_args *a, int n_threads
 static inline bool ht_attention_is_decode(int64_t n_new, int64_t group)
 {
     return n_new * group < 48;
+}
+
+/* Floats of one head's partial result: o, padded to the kernel's 64 dims, and at its end m and l.
+ */
+static inline int64_t ht_attention_decode_slot(int64_t d_head)
+{
+    return (d_head + 63) / 64 * 64 + HT_ATTENTION_LANES;
 }
 
 static inline int64_t ht_attention_key_blocks(int64_t n_keys)

@@ -217,6 +217,7 @@ size_t ht_kv_attention_scratch_bytes(const struct ht_kv_attention_args *a, int n
         if (ht_attention_is_decode(n_new, group))
             blocks += n_new * ht_attention_key_blocks(a->past[s] + n_new);
     }
-    const size_t partial = (size_t)(blocks * a->n_heads * (a->d_head + 2)) * sizeof(float);
+    const size_t partial =
+        (size_t)(blocks * a->n_heads * ht_attention_decode_slot(a->d_head)) * sizeof(float);
     return ht_arena_bytes(tiles) + ht_arena_bytes(partial);
 }

@@ -17,9 +17,8 @@ ht_attention_columns_fn HT_ISA_FN(ht_attention_columns); // flash_fwd_cpu.c
 ht_kv_attention_fn HT_ISA_FN(ht_kv_attention_cpu);
 
 enum {
-    STEP = 4 * HT_VLEN, // keys between two looks at the maximum
-    HEADS = 4,          // heads that share one pass over a step
-    MAX_VECTORS = HT_ATTENTION_MAX_D_HEAD / HT_VLEN,
+    STEP = 64, // keys between two looks at the maximum
+    HEADS = 4, // heads that share one pass over a step
 };
 
 /* Vector i of a row of n words; zeros beyond its end. */
@@ -69,118 +68,181 @@ struct head_state { // of one query head within a block
     float m, l;
 };
 
+/* prob[h][key + j] = q[h] . (row key + j of k) for HT_VLEN rows, the last valid one repeated beyond
+ * n_keys. A few rows at a time against all heads: each row is loaded once, and the sums stay in
+ * registers. */
+TILE_INLINE void key_scores(const struct head_state *heads, int n, float prob[HEADS][STEP],
+                            int64_t key, const char *k, int64_t row_bytes, int64_t n_keys,
+                            int64_t n_words, enum ht_dtype dtype, int pair)
+{
+    enum { AT_ONCE = HT_VLEN == 16 ? 4 : 2 };
+    const int64_t q_bytes = dtype == HT_DTYPE_BF16 && pair == 1 ? 2 : 4; // of a stored word
+    const int64_t whole = n_words / HT_VLEN;
+    ht_vf part[HEADS][HT_VLEN];
+
+    for (int64_t j = 0; j < HT_VLEN; j += AT_ONCE) {
+        const char *rows[AT_ONCE];
+        ht_vf acc[HEADS][AT_ONCE];
+#pragma GCC unroll 4
+        for (int u = 0; u < AT_ONCE; u++) {
+            rows[u] = k + tile_min(key + j + u, n_keys - 1) * row_bytes;
+#pragma GCC unroll 4
+            for (int h = 0; h < n; h++) acc[h][u] = (ht_vf){ 0 };
+        }
+        for (int64_t at = 0; at < whole * HT_VLEN * q_bytes; at += HT_VLEN * q_bytes) {
+            ht_vf row[AT_ONCE];
+#pragma GCC unroll 4
+            for (int u = 0; u < AT_ONCE; u++)
+                row[u] = q_bytes == 2 ? vf_load_bf16((const ht_bf16 *)(rows[u] + at))
+                                      : vf_load((const float *)(rows[u] + at));
+#pragma GCC unroll 4
+            for (int h = 0; h < n; h++) {
+                const ht_vf q = q_bytes == 2 ? vf_load_bf16((const ht_bf16 *)(heads[h].q + at))
+                                             : vf_load((const float *)(heads[h].q + at));
+#pragma GCC unroll 4
+                for (int u = 0; u < AT_ONCE; u++) acc[h][u] = tile_dot(acc[h][u], row[u], q, pair);
+            }
+        }
+        if (whole * HT_VLEN < n_words)
+#pragma GCC unroll 4
+            for (int h = 0; h < n; h++) {
+                const ht_vf q = row_words(heads[h].q, whole, n_words, dtype, pair);
+#pragma GCC unroll 4
+                for (int u = 0; u < AT_ONCE; u++)
+                    acc[h][u] = tile_dot(acc[h][u], row_words(rows[u], whole, n_words, dtype, pair),
+                                         q, pair);
+            }
+#pragma GCC unroll 4
+        for (int h = 0; h < n; h++)
+#pragma GCC unroll 4
+            for (int u = 0; u < AT_ONCE; u++) part[h][j + u] = acc[h][u];
+    }
+    for (int h = 0; h < n; h++) {
+        ht_vf s = sum_rows(part[h]);
+        if (key + HT_VLEN > n_keys) {
+            ht_vi lane;
+            for (int j = 0; j < HT_VLEN; j++) lane[j] = j;
+            s = vf_select(lane >= (int32_t)(n_keys - key), vf_set(TILE_MASKED), s);
+        }
+        vf_store(&prob[h][key], s);
+    }
+}
+
+/* Scores to probabilities of one head; returns what its older sums must be multiplied by. */
+TILE_INLINE float head_softmax(struct head_state *h, float *prob, int64_t n_keys, float scale_log2)
+{
+    ht_vf m = vf_set(h->m), sum = { 0 };
+    for (int64_t j = 0; j < n_keys; j += HT_VLEN) m = tile_max(vf_load(prob + j), m);
+    const float now = vf_max_lane(m), corr = exp2f((h->m - now) * scale_log2);
+    for (int64_t j = 0; j < n_keys; j += HT_VLEN) {
+        const ht_vf p = tile_exp2((vf_load(prob + j) - now) * scale_log2, 1);
+        sum += p;
+        vf_store(prob + j, p);
+    }
+    h->m = now;
+    h->l = h->l * corr + vf_sum(sum);
+    return corr;
+}
+
+#if TILE_HAS_PAIRS
+/* 64 dims from `dim` of add_values, two keys at a time: their rows interleaved, P rounded to bf16.
+ */
+TILE_INLINE void add_paired_values(struct head_state *heads, int n, ht_bf16 prob[HEADS][STEP],
+                                   const float *corr, const char *v, int64_t row_bytes,
+                                   int64_t n_keys, int64_t dim, int64_t d, bool ragged)
+{
+    const __m512i low =
+        (__m512i)(__v32hi){ 0, 32, 1, 33, 2,  34, 3,  35, 4,  36, 5,  37, 6,  38, 7,  39,
+                            8, 40, 9, 41, 10, 42, 11, 43, 12, 44, 13, 45, 14, 46, 15, 47 };
+    const __m512i high = _mm512_add_epi16(low, _mm512_set1_epi16(16));
+    const uint64_t mask = ragged ? ((uint64_t)1 << (d - dim)) - 1 : ~(uint64_t)0;
+    ht_vf acc[HEADS][4];
+
+#pragma GCC unroll 4
+    for (int h = 0; h < n; h++)
+#pragma GCC unroll 4
+        for (int u = 0; u < 4; u++) acc[h][u] = vf_load(heads[h].o + dim + u * HT_VLEN) * corr[h];
+    v += 2 * dim;
+    for (int64_t j = 0; j < n_keys; j += 2, v += 2 * row_bytes) {
+        const char *odd = j + 1 < n_keys ? v + row_bytes : v; // that key meets P = 0
+        __m512i row[4];
+        if (ragged) {
+            row[0] = _mm512_maskz_loadu_epi16((__mmask32)mask, v);
+            row[1] = _mm512_maskz_loadu_epi16((__mmask32)mask, odd);
+            row[2] = _mm512_maskz_loadu_epi16((__mmask32)(mask >> 32), v + 64);
+            row[3] = _mm512_maskz_loadu_epi16((__mmask32)(mask >> 32), odd + 64);
+        } else {
+            row[0] = _mm512_loadu_si512(v);
+            row[1] = _mm512_loadu_si512(odd);
+            row[2] = _mm512_loadu_si512(v + 64);
+            row[3] = _mm512_loadu_si512(odd + 64);
+        }
+        const ht_vf v0 = (ht_vf)_mm512_permutex2var_epi16(row[0], low, row[1]);
+        const ht_vf v1 = (ht_vf)_mm512_permutex2var_epi16(row[0], high, row[1]);
+        const ht_vf v2 = (ht_vf)_mm512_permutex2var_epi16(row[2], low, row[3]);
+        const ht_vf v3 = (ht_vf)_mm512_permutex2var_epi16(row[2], high, row[3]);
+#pragma GCC unroll 4
+        for (int h = 0; h < n; h++) {
+            const ht_vf p = tile_broadcast((const float *)&prob[h][j]);
+            acc[h][0] = tile_dot(acc[h][0], v0, p, 2);
+            acc[h][1] = tile_dot(acc[h][1], v1, p, 2);
+            acc[h][2] = tile_dot(acc[h][2], v2, p, 2);
+            acc[h][3] = tile_dot(acc[h][3], v3, p, 2);
+        }
+    }
+#pragma GCC unroll 4
+    for (int h = 0; h < n; h++)
+#pragma GCC unroll 4
+        for (int u = 0; u < 4; u++) vf_store(heads[h].o + dim + u * HT_VLEN, acc[h][u]);
+}
+#endif
+
+/* o[h] = o[h] * corr[h] + sum_j prob[h][j] v[j], n heads; prob is zero from n_keys to whole
+ * vectors. */
+TILE_INLINE void add_values(struct head_state *heads, int n, float prob[HEADS][STEP],
+                            const float *corr, const char *v, int64_t row_bytes, int64_t n_keys,
+                            int64_t d, enum ht_dtype dtype, int pair)
+{
+    (void)pair;
+#if TILE_HAS_PAIRS
+    if (pair == 2) {
+        ht_bf16 prob16[HEADS][STEP];
+        int64_t dim = 0;
+        for (int h = 0; h < n; h++)
+            for (int64_t j = 0; j < n_keys; j += HT_VLEN)
+                vf_store_bf16(&prob16[h][j], vf_load(&prob[h][j]));
+        for (; dim + 64 <= d; dim += 64)
+            add_paired_values(heads, n, prob16, corr, v, row_bytes, n_keys, dim, d, false);
+        if (dim < d) add_paired_values(heads, n, prob16, corr, v, row_bytes, n_keys, dim, d, true);
+        return;
+    }
+#endif
+    for (int64_t i = 0; i * HT_VLEN < d; i++) {
+        ht_vf acc[HEADS];
+#pragma GCC unroll 4
+        for (int h = 0; h < n; h++) acc[h] = vf_load(heads[h].o + i * HT_VLEN) * corr[h];
+        for (int64_t j = 0; j < n_keys; j++) {
+            const ht_vf vj = row_words(v + j * row_bytes, i, d, dtype, 1);
+#pragma GCC unroll 4
+            for (int h = 0; h < n; h++) acc[h] += vj * prob[h][j];
+        }
+#pragma GCC unroll 4
+        for (int h = 0; h < n; h++) vf_store(heads[h].o + i * HT_VLEN, acc[h]);
+    }
+}
+
 /* `n` heads over keys 0 .. n_keys (at most STEP) of k and v. */
 TILE_INLINE void heads_step(struct head_state *heads, int n, const char *k, const char *v,
                             int64_t row_bytes, int64_t n_keys, int64_t d, enum ht_dtype dtype,
                             float scale_log2, int pair)
 {
-    const int64_t words = d / pair, n_vectors = (words + HT_VLEN - 1) / HT_VLEN;
-    float prob[HEADS][STEP];
+    _Alignas(64) float prob[HEADS][STEP];
     float corr[HEADS];
 
-    for (int h = 0; h < n; h++) {
-        ht_vf q[MAX_VECTORS], m = vf_set(heads[h].m), sum = { 0 };
-        for (int64_t i = 0; i < n_vectors; i++) q[i] = row_words(heads[h].q, i, words, dtype, pair);
-        for (int64_t key0 = 0; key0 < n_keys; key0 += HT_VLEN) {
-            ht_vf part[HT_VLEN];
-#pragma GCC unroll 16
-            for (int64_t j = 0; j < HT_VLEN; j++) {
-                const char *row = k + tile_min(key0 + j, n_keys - 1) * row_bytes;
-                part[j] = (ht_vf){ 0 };
-                for (int64_t i = 0; i < n_vectors; i++)
-                    part[j] = tile_dot(part[j], row_words(row, i, words, dtype, pair), q[i], pair);
-            }
-            ht_vf s = sum_rows(part);
-            if (key0 + HT_VLEN > n_keys) {
-                ht_vi lane;
-                for (int j = 0; j < HT_VLEN; j++) lane[j] = j;
-                s = vf_select(lane >= (int32_t)(n_keys - key0), vf_set(TILE_MASKED), s);
-            }
-            m = tile_max(s, m);
-            vf_store(prob[h] + key0, s);
-        }
-        const float old = heads[h].m, now = vf_max_lane(m);
-        heads[h].m = now;
-        for (int64_t key0 = 0; key0 < n_keys; key0 += HT_VLEN) {
-            const ht_vf p = tile_exp2((vf_load(prob[h] + key0) - now) * scale_log2, 1);
-            sum += p;
-            vf_store(prob[h] + key0, p);
-        }
-        corr[h] = exp2f((old - now) * scale_log2);
-        heads[h].l = heads[h].l * corr[h] + vf_sum(sum);
-    }
-    for (int64_t i = 0; i < d; i += 2 * HT_VLEN) {
-        const int nv = i + HT_VLEN < d ? 2 : 1;
-        ht_vf acc[HEADS][2];
-#pragma GCC unroll 4
-        for (int h = 0; h < n; h++)
-#pragma GCC unroll 2
-            for (int u = 0; u < 2; u++)
-                acc[h][u] = u < nv ? vf_load(heads[h].o + i + u * HT_VLEN) * corr[h] : vf_set(0.0f);
-        for (int64_t j = 0; j < n_keys; j++) {
-            const char *row = v + j * row_bytes;
-            const ht_vf v0 = row_words(row, i / HT_VLEN, d, dtype, 1);
-            const ht_vf v1 = nv == 2 ? row_words(row, i / HT_VLEN + 1, d, dtype, 1) : vf_set(0.0f);
-#pragma GCC unroll 4
-            for (int h = 0; h < n; h++) {
-                acc[h][0] += v0 * prob[h][j];
-                acc[h][1] += v1 * prob[h][j];
-            }
-        }
-#pragma GCC unroll 4
-        for (int h = 0; h < n; h++)
-            for (int u = 0; u < nv; u++) vf_store(heads[h].o + i + u * HT_VLEN, acc[h][u]);
-    }
-}
-
-/* One block of keys: writes (o (d_head), m, l) of each head of the group to `part`. */
-TILE_INLINE void decode_block(const struct ht_attention_view *a, int64_t row, int64_t key0,
-                              int64_t key1, float *part, int pair)
-{
-    const int64_t element = (int64_t)ht_dtype_bytes(a->dtype), d = a->d_head;
-    const int64_t row_bytes = a->kv_stride * element;
-    const float scale_log2 = a->scale * TILE_LOG2E;
-
-    for (int64_t h0 = 0; h0 < a->group; h0 += HEADS) {
-        const int n = (int)tile_min(HEADS, a->group - h0);
-        struct head_state heads[HEADS];
-        float o[HEADS][HT_ATTENTION_MAX_D_HEAD];
-        memset(o, 0, sizeof o);
-        for (int h = 0; h < n; h++)
-            heads[h] = (struct head_state){ a->q + (row * a->q_stride + (h0 + h) * d) * element,
-                                            o[h], TILE_MASKED, 0.0f };
-        for (int64_t key = key0; key < key1; key += STEP) {
-            const char *k = a->k + key * row_bytes, *v = a->v + key * row_bytes;
-            const int64_t n_keys = tile_min(STEP, key1 - key);
-            if (n == HEADS)
-                heads_step(heads, HEADS, k, v, row_bytes, n_keys, d, a->dtype, scale_log2, pair);
-            else
-                for (int h = 0; h < n; h++)
-                    heads_step(heads + h, 1, k, v, row_bytes, n_keys, d, a->dtype, scale_log2,
-                               pair);
-        }
-        for (int h = 0; h < n; h++, part += d + 2) {
-            memcpy(part, o[h], (size_t)d * sizeof(float));
-            part[d] = heads[h].m;
-            part[d + 1] = heads[h].l;
-        }
-    }
-}
-
-/* A head's blocks, `stride` floats apart, to one output row. */
-static void combine(char *out, enum ht_dtype dtype, float *part, int64_t stride, int64_t n_blocks,
-                    int64_t d, float scale_log2)
-{
-    float m = part[d], l = 0.0f;
-
-    for (int64_t b = 1; b < n_blocks; b++) m = fmaxf(m, part[b * stride + d]);
-    for (int64_t b = 0; b < n_blocks; b++) {
-        const float *from = part + b * stride;
-        const float weight = exp2f((from[d] - m) * scale_log2);
-        l += from[d + 1] * weight;
-        for (int64_t i = 0; i < d; i++) part[i] = (b ? part[i] : 0.0f) + from[i] * weight;
-    }
-    for (int64_t i = 0; i < d; i++) ht_store_f32(out, i, dtype, part[i] / l);
+    for (int64_t key = 0; key < n_keys; key += HT_VLEN)
+        key_scores(heads, n, prob, key, k, row_bytes, n_keys, d / pair, dtype, pair);
+    for (int h = 0; h < n; h++) corr[h] = head_softmax(&heads[h], prob[h], n_keys, scale_log2);
+    add_values(heads, n, prob, corr, v, row_bytes, n_keys, d, dtype, pair);
 }
 
 static struct ht_attention_view cache_view(const struct ht_kv_attention_args *a, int64_t seq,
@@ -204,6 +266,88 @@ static struct ht_attention_view cache_view(const struct ht_kv_attention_args *a,
         .dtype = a->dtype,
         .scale = a->scale,
     };
+}
+
+/* Ask for the bytes from..to into L2. */
+static void prefetch_bytes(const char *from, const char *to)
+{
+    for (; from < to; from += 64) __builtin_prefetch(from, 0, 2);
+}
+
+/* All heads of one query row over keys key0 .. key1: a slot of (o, m, l) per head. All kv heads
+ * advance together, a step of 64 keys at a time, so that memory is read in order; while one kv head
+ * is computed, its share of the next step's contiguous bytes is fetched. */
+TILE_INLINE void decode_block(const struct ht_kv_attention_args *args, int64_t seq, int64_t row,
+                              int64_t key0, int64_t key1, float *slots, int pair)
+{
+    const struct ht_attention_view a = cache_view(args, seq, 0);
+    const int64_t element = (int64_t)ht_dtype_bytes(a.dtype), d = a.d_head;
+    const int64_t row_bytes = a.kv_stride * element, slot = ht_attention_decode_slot(d);
+    const int64_t n_kv = args->n_kv_heads, at_m = slot - 2, at_l = slot - 1;
+    const char *q = a.q + row * a.q_stride * element;
+    const char *const k_end = a.k + key1 * row_bytes, *const v_end = a.v + key1 * row_bytes;
+    const float scale_log2 = a.scale * TILE_LOG2E;
+
+    for (int64_t h = 0; h < args->n_heads; h++) {
+        memset(slots + h * slot, 0, (size_t)slot * sizeof(float));
+        slots[h * slot + at_m] = TILE_MASKED;
+    }
+    for (int64_t key = key0; key < key1; key += STEP) {
+        const char *k = a.k + key * row_bytes, *v = a.v + key * row_bytes;
+        const int64_t n_keys = tile_min(STEP, key1 - key), step_bytes = STEP * row_bytes;
+        for (int64_t kv = 0; kv < n_kv; kv++) {
+            const int64_t from = step_bytes + step_bytes * kv / n_kv;
+            const int64_t to = step_bytes + step_bytes * (kv + 1) / n_kv;
+            prefetch_bytes(k + from, k + to < k_end ? k + to : k_end);
+            prefetch_bytes(v + from, v + to < v_end ? v + to : v_end);
+            const char *kh = k + kv * d * element, *vh = v + kv * d * element;
+            for (int64_t h0 = 0; h0 < a.group; h0 += HEADS) {
+                const int n = (int)tile_min(HEADS, a.group - h0);
+                const int64_t head0 = kv * a.group + h0;
+                struct head_state hs[HEADS];
+                for (int h = 0; h < n; h++) {
+                    float *at = slots + (head0 + h) * slot;
+                    hs[h] = (struct head_state){ q + (head0 + h) * d * element, at, at[at_m],
+                                                 at[at_l] };
+                }
+                switch (n) {
+                case 4:
+                    heads_step(hs, 4, kh, vh, row_bytes, n_keys, d, a.dtype, scale_log2, pair);
+                    break;
+                case 3:
+                    heads_step(hs, 3, kh, vh, row_bytes, n_keys, d, a.dtype, scale_log2, pair);
+                    break;
+                case 2:
+                    heads_step(hs, 2, kh, vh, row_bytes, n_keys, d, a.dtype, scale_log2, pair);
+                    break;
+                default:
+                    heads_step(hs, 1, kh, vh, row_bytes, n_keys, d, a.dtype, scale_log2, pair);
+                    break;
+                }
+                for (int h = 0; h < n; h++) {
+                    hs[h].o[at_m] = hs[h].m;
+                    hs[h].o[at_l] = hs[h].l;
+                }
+            }
+        }
+    }
+}
+
+/* A head's slots, `stride` floats apart, to one output row; uses the first slot for the sum. */
+static void combine(char *out, enum ht_dtype dtype, float *slots, int64_t stride, int64_t n_blocks,
+                    int64_t d, float scale_log2)
+{
+    const int64_t at_m = ht_attention_decode_slot(d) - 2, at_l = at_m + 1;
+    float m = slots[at_m], l = 0.0f;
+
+    for (int64_t b = 1; b < n_blocks; b++) m = fmaxf(m, slots[b * stride + at_m]);
+    for (int64_t b = 0; b < n_blocks; b++) {
+        const float *from = slots + b * stride;
+        const float weight = exp2f((from[at_m] - m) * scale_log2);
+        l += from[at_l] * weight;
+        for (int64_t i = 0; i < d; i++) slots[i] = (b ? slots[i] : 0.0f) + from[i] * weight;
+    }
+    for (int64_t i = 0; i < d; i++) ht_store_f32(out, i, dtype, slots[i] / l);
 }
 
 /* Tasks of sequence `seq` in the tile path, per kv head. */
@@ -263,56 +407,55 @@ static struct decode_row find_row(const struct ht_kv_attention_args *a, int64_t 
     return r;
 }
 
-static void decode_task(const struct ht_kv_attention_args *a, int64_t task, float *parts)
+/* Block number `index` of the decode path. */
+static void decode_task(const struct ht_kv_attention_args *a, int64_t index, float *slots)
 {
-    const int64_t stride = (a->d_head + 2) * (a->n_heads / a->n_kv_heads);
-    const int64_t index = task / a->n_kv_heads, kv_head = task % a->n_kv_heads;
     const struct decode_row r = find_row(a, index, true);
-    const struct ht_attention_view v = cache_view(a, r.seq, kv_head);
     const int64_t key0 = (index - r.first_block) * HT_DECODE_KEY_BLOCK;
-    const int64_t key1 = tile_min(key0 + HT_DECODE_KEY_BLOCK, v.past + r.row + 1);
-    float *part = parts + task * stride;
+    const int64_t key1 = tile_min(key0 + HT_DECODE_KEY_BLOCK, a->past[r.seq] + r.row + 1);
+    float *own = slots + index * a->n_heads * ht_attention_decode_slot(a->d_head);
     if (TILE_HAS_PAIRS && a->dtype == HT_DTYPE_BF16)
-        decode_block(&v, r.row, key0, key1, part, 2);
+        decode_block(a, r.seq, r.row, key0, key1, own, 2);
     else
-        decode_block(&v, r.row, key0, key1, part, 1);
+        decode_block(a, r.seq, r.row, key0, key1, own, 1);
+}
+
+/* Row number `index` of the decode path: its blocks, in order, to the output. */
+static void decode_finish(const struct ht_kv_attention_args *a, int64_t index, float *slots)
+{
+    const int64_t slot = ht_attention_decode_slot(a->d_head), block = a->n_heads * slot;
+    const struct decode_row r = find_row(a, index, false);
+    const struct ht_attention_view v = cache_view(a, r.seq, 0);
+    for (int64_t h = 0; h < a->n_heads; h++)
+        combine(v.o + (r.row * v.o_stride + h * a->d_head) * (int64_t)ht_dtype_bytes(a->dtype),
+                a->dtype, slots + r.first_block * block + h * slot, block, r.n_blocks, a->d_head,
+                a->scale * TILE_LOG2E);
 }
 
 enum ht_status HT_ISA_FN(ht_kv_attention_cpu)(struct ht_backend *be,
                                               const struct ht_kv_attention_args *a)
 {
-    const int64_t floats = ht_attention_forward_floats(a->d_head), d = a->d_head;
-    const int64_t group = a->n_heads / a->n_kv_heads, part = (d + 2) * group;
+    const int64_t floats = ht_attention_forward_floats(a->d_head);
     const struct decode_row all = find_row(a, -1, false);
-    const int64_t n_tasks = all.first_block * a->n_kv_heads;
+    const int64_t slots_floats = all.first_block * a->n_heads * ht_attention_decode_slot(a->d_head);
     const size_t mark = ht_arena_mark(&be->scratch);
-    void *tiles, *parts;
+    void *tiles, *slots;
 
     HT_TRY(ht_arena_take(&tiles, &be->scratch, (size_t)(floats * be->n_threads) * sizeof(float)));
     const enum ht_status st =
-        ht_arena_take(&parts, &be->scratch, (size_t)(n_tasks * part) * sizeof(float));
+        ht_arena_take(&slots, &be->scratch, (size_t)slots_floats * sizeof(float));
     if (st != HT_OK) {
         ht_arena_reset(&be->scratch, mark);
         return st;
     }
     prefill(be, a, tiles, floats);
-    if (n_tasks > 0) {
+    if (all.first_block > 0) {
 #pragma omp parallel num_threads(be->n_threads)
         {
 #pragma omp for schedule(dynamic, 1)
-            for (int64_t task = 0; task < n_tasks; task++) decode_task(a, task, parts);
+            for (int64_t i = 0; i < all.first_block; i++) decode_task(a, i, slots);
 #pragma omp for schedule(static)
-            for (int64_t i = 0; i < all.row * a->n_heads; i++) {
-                const int64_t head = i % a->n_heads, kv_head = head / group;
-                const struct decode_row r = find_row(a, i / a->n_heads, false);
-                const struct ht_attention_view v = cache_view(a, r.seq, kv_head);
-                float *first = (float *)parts + (r.first_block * a->n_kv_heads + kv_head) * part +
-                               head % group * (d + 2);
-                char *out = v.o + (r.row * v.o_stride + head % group * d) *
-                                      (int64_t)ht_dtype_bytes(a->dtype);
-                combine(out, a->dtype, first, a->n_kv_heads * part, r.n_blocks, d,
-                        a->scale * TILE_LOG2E);
-            }
+            for (int64_t i = 0; i < all.row; i++) decode_finish(a, i, slots);
         }
     }
     ht_arena_reset(&be->scratch, mark);
