@@ -28,6 +28,7 @@ struct ht_device_model { // what step time is predicted from; stated in the outp
     double matmul_flops;                 // sustained, per device, in the run's precision
     double memory_bytes_s, link_bytes_s; // sustained
     double memory_bytes;                 // of the device
+    double peak_flops;                   // what MFU is a share of
 };
 
 struct ht_plan {

@@ -124,7 +124,8 @@ enum ht_status ht_recipe_print(char **text, const struct ht_recipe *r, int with_
 static const char intro[] =
     "# Recipes\n"
     "\n"
-    "<!-- Generated from core/config/recipe_table.c by `hybridtrain --print-recipe-docs`; edit the table. "
+    "<!-- Generated from core/config/recipe_table.c by `hybridtrain --print-recipe-docs`; edit the "
+    "table. "
     "-->\n"
     "\n"
     "A recipe is a [libconfig](https://hyperrealm.github.io/libconfig/) file: sections with keys, "

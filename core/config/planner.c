@@ -1,0 +1,296 @@
+/* core/config/planner.c: FLOPs (spec 7), bytes per rank, predicted step time, and whether it fits.
+ */
+#include "core/config/planner.h"
+
+#include <inttypes.h>
+#include <stdlib.h>
+#include <string.h>
+#include <unistd.h>
+
+#include "core/base/isa.h"
+
+/* ---- devices
+ * --------------------------------------------------------------------------------------- */
+
+enum { GPUS_PER_HOST = 8 };
+
+/* Sustained inside a training step, not peaks. bf16: an H100 reaches about 650 TF/s of its 989
+ * there by published steps; an A100 87 % of its 312 in products alone, taken as 217 in a step. fp32
+ * without tensor cores: 75 % of the peak. Links: NVLink within a host of 8, one 400 Gb/s adapter
+ * per GPU between hosts, at 80 % of their rates. None of these was measured by this project;
+ * docs/gpu-status.md has what was. */
+static const struct gpu {
+    const char *name;
+    double bf16, peak_bf16, fp32, peak_fp32, memory_bytes_s, memory_bytes;
+    double host_link_bytes_s, network_bytes_s;
+} gpus[] = {
+    { "h100", 650e12, 989e12, 50e12, 67e12, 2.6e12, 80e9, 360e9, 40e9 },
+    { "a100", 217e12, 312e12, 14.6e12, 19.5e12, 1.6e12, 80e9, 240e9, 40e9 },
+};
+
+/* One core, by CPU level: FLOP/s of a whole training step, measured on one core of a 2-core AMD Zen
+ * 5 virtual machine by bench/train_step on recipes/quickstart.cfg and recipes/bamba130m.cfg; and
+ * that core's peak. */
+static const struct {
+    double fp32, bf16, peak_fp32, peak_bf16;
+} core_flops[HT_ISA_COUNT] = {
+    [HT_ISA_PLAIN] = { 8e9, 8e9, 62e9, 62e9 },
+    [HT_ISA_AVX2] = { 50e9, 40e9, 125e9, 125e9 },
+    [HT_ISA_AVX512] = { 100e9, 80e9, 250e9, 250e9 },
+    [HT_ISA_AVX512BF16] = { 100e9, 170e9, 250e9, 500e9 },
+};
+
+static const double cpu_memory_bytes_s = 40e9; // read test of that machine, all cores together
+static const double cpu_link_bytes_s = 4e9;    // ranks of one host, through shared memory
+
+/* What a process takes beside the plan: code, libraries, MPI, generated products. */
+static const int64_t cpu_program_bytes = INT64_C(160) << 20;
+static const int64_t gpu_program_bytes = INT64_C(2)
+                                         << 30; // context, cuBLAS workspace, NCCL buffers
+
+/* Memory that this process may use: the machine's, or the control group's limit. */
+static double machine_memory_bytes(void)
+{
+    const double machine = (double)sysconf(_SC_PHYS_PAGES) * (double)sysconf(_SC_PAGESIZE);
+    double limit = 0.0;
+    FILE *f = fopen("/sys/fs/cgroup/memory.max", "r");
+
+    if (f) {
+        if (fscanf(f, "%lf", &limit) != 1) limit = 0.0; // "max"
+        fclose(f);
+    }
+    return limit > 0.0 && limit < machine ? limit : machine;
+}
+
+/* One of n_ranks ranks that share this machine. */
+static struct ht_device_model cpu_model(const struct ht_config *c, int n_ranks)
+{
+    const bool bf16 = c->train.precision == HT_DTYPE_BF16;
+    const long cores = sysconf(_SC_NPROCESSORS_ONLN);
+    const double share = (double)(cores > 0 ? cores : 1) / n_ranks;
+    const double threads =
+        c->train.threads > 0 && c->train.threads < share ? c->train.threads : share;
+    const enum ht_isa isa = ht_isa_detect();
+
+    return (struct ht_device_model){
+        .name = "cpu",
+        .matmul_flops = threads * (bf16 ? core_flops[isa].bf16 : core_flops[isa].fp32),
+        .memory_bytes_s = cpu_memory_bytes_s / n_ranks,
+        .link_bytes_s = cpu_link_bytes_s / n_ranks,
+        .memory_bytes = machine_memory_bytes() / n_ranks,
+        .peak_flops = threads * (bf16 ? core_flops[isa].peak_bf16 : core_flops[isa].peak_fp32),
+    };
+}
+
+static bool find_gpu(struct ht_device_model *out, const char *name, const struct ht_config *c,
+                     int n_ranks)
+{
+    const bool bf16 = c->train.precision == HT_DTYPE_BF16;
+
+    for (const struct gpu *g = gpus; g < gpus + sizeof gpus / sizeof *gpus; g++) {
+        if (strcmp(g->name, name)) continue;
+        *out = (struct ht_device_model){
+            .name = g->name,
+            .matmul_flops = bf16 ? g->bf16 : g->fp32,
+            .memory_bytes_s = g->memory_bytes_s,
+            .link_bytes_s = n_ranks > GPUS_PER_HOST ? g->network_bytes_s : g->host_link_bytes_s,
+            .memory_bytes = g->memory_bytes,
+            .peak_flops = bf16 ? g->peak_bf16 : g->peak_fp32,
+        };
+        return true;
+    }
+    return false;
+}
+
+/* ---- FLOPs
+ * ----------------------------------------------------------------------------------------- */
+
+double ht_flops_forward(const struct ht_model_config *m, double seq)
+{
+    const double h = (double)m->d_model, inner = (double)m->d_inner, H = (double)m->ssm_heads;
+    const double P = (double)m->ssm_d_head, N = (double)m->d_state, G = (double)m->n_groups;
+    const double Q = (double)m->chunk, heads = (double)(m->n_heads * m->d_head);
+    double flops = 2.0 * h * (double)m->vocab_size; // head; an embedding look-up costs nothing
+
+    for (int64_t i = 0; i < m->n_layers; i++) {
+        if (m->layer_kind[i] == HT_LAYER_MAMBA) {
+            flops += 2.0 * h * (double)ht_in_proj_width(m) + 2.0 * inner * h;
+            flops += 2.0 * (double)m->d_conv * (double)ht_conv_channels(m);
+            flops += 4.0 * H * P * N + (Q + 1.0) * (G * N + H * P) + 2.0 * H * P * N / Q;
+        } else {
+            flops += 2.0 * h * (double)ht_qkv_width(m) + 2.0 * heads * h;
+            flops += 2.0 * seq * heads;
+        }
+        flops += 6.0 * h * (double)m->d_ff;
+    }
+    return flops;
+}
+
+/* ---- bytes
+ * ----------------------------------------------------------------------------------------- */
+
+static int64_t part(int64_t n, int64_t n_ranks)
+{
+    return (n + n_ranks - 1) / n_ranks;
+}
+
+/* The largest layer's matrix elements: what stage 3 gathers ahead. */
+static int64_t largest_layer(const struct ht_tensor_list *l)
+{
+    int64_t most = l->n_params ? l->tensors[0].n : 0; // the embedding is gathered too
+
+    for (int i = 0; i < l->n_layers; i++)
+        if (l->layer_start[i + 1] - l->layer_start[i] > most)
+            most = l->layer_start[i + 1] - l->layer_start[i];
+    return most;
+}
+
+static void plan_bytes(struct ht_plan *p, const struct ht_config *c, const struct ht_tensor_list *l,
+                       bool gpu)
+{
+    struct ht_plan_bytes *b = &p->bytes;
+    const int64_t n = p->n_ranks;
+    const int stage = c->parallel.zero_stage;
+    const int64_t width = (int64_t)ht_dtype_bytes(c->train.precision);
+    const int64_t n_vector = l->n_total - l->n_matrix;
+    const int64_t shard = stage >= 1 ? part(l->n_total, n) : l->n_total;
+    const int64_t grad_width = gpu ? width : 4; // the CPU backend accumulates in fp32
+    const int64_t tokens = c->train.micro_batch * c->data.seq_len;
+
+    b->weights = l->n_matrix * width + n_vector * 4;
+    if (stage >= 3) b->weights = part(b->weights, n) + 2 * largest_layer(l) * width;
+    b->gradients = (stage >= 2 ? part(l->n_total, n) : l->n_total) * grad_width;
+    b->optimizer = 12 * shard;                                // master weights and two moments
+    if (n > 1) b->buffers += 4 * c->parallel.bucket_bytes;    // reductions under way
+    if (n > 1 && !gpu) b->buffers += 4 * part(l->n_total, n); // the reduced gradients
+    if (c->checkpoint.background && !gpu)
+        b->buffers += 12 * shard;                               // a GPU's is in the host's memory
+    b->buffers += (1 + c->data.prefetch_batches) * tokens * 12; // ids, labels, positions
+    b->program = gpu ? gpu_program_bytes : cpu_program_bytes;
+    b->total = b->weights + b->gradients + b->optimizer + b->activations + b->scratch + b->buffers +
+               b->program;
+}
+
+/* ---- time
+ * ------------------------------------------------------------------------------------------ */
+
+static void plan_time(struct ht_plan *p, const struct ht_config *c, const struct ht_tensor_list *l,
+                      bool gpu)
+{
+    const struct ht_device_model *d = &p->device;
+    const int stage = c->parallel.zero_stage;
+    const double n = (double)p->n_ranks, moved = (n - 1.0) / n;
+    const double width = (double)ht_dtype_bytes(c->train.precision);
+    const double n_total = (double)l->n_total;
+    const double per_pass = (double)(c->train.micro_batch * c->data.seq_len);
+    // full recomputation runs every layer's forward pass twice
+    const double again = c->train.recompute == HT_RECOMPUTE_FULL ? p->flops_forward : 0.0;
+    const double pass_s = per_pass * (p->flops_train + again) / d->matmul_flops;
+    const double gather_s = n_total * width * moved / d->link_bytes_s;
+    const double reduce_s = n_total * (gpu ? width : 4.0) * moved / d->link_bytes_s;
+    const double backward_s = pass_s * 2.0 / 3.0;
+    const double owned = n_total / (stage >= 1 ? n : 1.0);
+    double step_s = (double)p->n_micro_steps * pass_s;
+
+    step_s += owned * (4.0 + 12.0 + 12.0 + width) / d->memory_bytes_s; // AdamW reads and writes
+    if (reduce_s > backward_s) step_s += reduce_s - backward_s;        // else hidden behind it
+    if (stage < 3) step_s += stage >= 1 ? gather_s : 0.0;
+    if (stage >= 3 && 2.0 * gather_s > pass_s)
+        step_s += (double)p->n_micro_steps * (2.0 * gather_s - pass_s);
+    p->step_s = step_s;
+    p->tokens_per_s = (double)p->tokens_per_step / step_s;
+    p->mfu = p->tokens_per_s / n * p->flops_train / d->peak_flops;
+}
+
+/* ---- the plan
+ * -------------------------------------------------------------------------------------- */
+
+/* What to change, most effective first. */
+static const char *remedy(const struct ht_plan *p, const struct ht_config *c, bool gpu,
+                          int64_t short_by)
+{
+    const struct ht_plan_bytes *b = &p->bytes;
+    const int64_t tokens = b->activations + b->scratch;
+
+    if (tokens > short_by && c->train.recompute != HT_RECOMPUTE_FULL)
+        return "set train.recompute to \"full\", or lower train.micro_batch";
+    if (tokens / 2 > short_by && c->train.micro_batch > 1) return "lower train.micro_batch";
+    if (gpu && c->parallel.zero_stage < 3 && p->n_ranks > 1)
+        return "raise parallel.zero_stage, or use more ranks";
+    if (c->parallel.zero_stage == 0 && p->n_ranks > 1) return "set parallel.zero_stage to 1";
+    if (!gpu && c->checkpoint.background && b->buffers > short_by)
+        return "set checkpoint.background to false";
+    return gpu ? "use more ranks, or a smaller model" : "use more machines, or a smaller model";
+}
+
+static enum ht_status check_fit(const struct ht_plan *p, const struct ht_config *c, bool gpu)
+{
+    const double room = p->device.memory_bytes * 0.95; // the rest is the system's
+    const double gib = 1073741824.0;
+
+    if ((double)p->bytes.total <= room) return HT_OK;
+    const double lacking = (double)p->bytes.total - room;
+    return HT_FAIL(
+        HT_ERR_MEMORY,
+        "%s: a rank needs %.2f GiB (weights %.2f, gradients %.2f, optimizer %.2f, activations "
+        "%.2f, scratch %.2f, buffers %.2f, program %.2f); %s has %.2f GiB for it: %.2f GiB "
+        "short; %s",
+        c->train.name, (double)p->bytes.total / gib, (double)p->bytes.weights / gib,
+        (double)p->bytes.gradients / gib, (double)p->bytes.optimizer / gib,
+        (double)p->bytes.activations / gib, (double)p->bytes.scratch / gib,
+        (double)p->bytes.buffers / gib, (double)p->bytes.program / gib, p->device.name, room / gib,
+        lacking / gib, remedy(p, c, gpu, (int64_t)lacking));
+}
+
+static enum ht_status plan_on(struct ht_plan *p, const struct ht_config *c,
+                              const struct ht_tensor_list *l, bool gpu)
+{
+    p->bytes =
+        (struct ht_plan_bytes){ .activations = p->bytes.activations, .scratch = p->bytes.scratch };
+    plan_bytes(p, c, l, gpu);
+    plan_time(p, c, l, gpu);
+    return check_fit(p, c, gpu);
+}
+
+enum ht_status ht_plan_make(struct ht_plan *out, const struct ht_config *c, int n_ranks,
+                            const char *device_name, int64_t activation_bytes,
+                            int64_t scratch_bytes)
+{
+    const int64_t per_pass = c->train.micro_batch * c->data.seq_len;
+    const double seq = (double)c->data.seq_len;
+    struct ht_tensor_list list;
+    enum ht_status st;
+
+    *out = (struct ht_plan){ .n_ranks = n_ranks,
+                             .tokens_per_step = c->train.global_batch_tokens,
+                             .total_steps = c->train.total_steps };
+    if (n_ranks < 1) return HT_FAIL(HT_ERR_ARG, "a plan for %d ranks; at least 1", n_ranks);
+    HT_TRY(ht_tensor_list_create(&list, &c->model, c->optimizer.decay));
+    out->n_params = list.n_params;
+    out->n_tensors = list.n_tensors;
+    out->flops_forward = ht_flops_forward(&c->model, seq);
+    out->flops_train = 3.0 * out->flops_forward;
+    out->n_micro_steps = (out->tokens_per_step + per_pass * n_ranks - 1) / (per_pass * n_ranks);
+    out->total_tokens = (double)out->tokens_per_step * (double)out->total_steps;
+    out->bytes.activations = activation_bytes;
+    out->bytes.scratch = scratch_bytes;
+
+    if (!device_name || !strcmp(device_name, "cpu")) {
+        out->device = cpu_model(c, n_ranks);
+        st = plan_on(out, c, &list, false);
+        if (st == HT_OK && c->parallel.zero_stage > 1)
+            st = HT_FAIL(HT_ERR_UNSUPPORTED,
+                         "%s: parallel.zero_stage is %d; the CPU backend has 0 and 1",
+                         c->train.name, c->parallel.zero_stage);
+        if (st == HT_OK || device_name) goto done;
+        device_name = "h100";
+    }
+    if (find_gpu(&out->device, device_name, c, n_ranks))
+        st = plan_on(out, c, &list, true);
+    else
+        st = HT_FAIL(HT_ERR_ARG, "\"%s\" is not a device to plan for; they are cpu, h100 and a100",
+                     device_name);
+done:
+    ht_tensor_list_free(&list);
+    return st;
+}
