@@ -301,6 +301,20 @@ enum ht_status ht_loader_set_state(struct ht_loader *l, const struct ht_loader_s
     return HT_OK;
 }
 
+enum ht_status ht_loader_rewind(struct ht_loader *l)
+{
+    if (!l->o.one_epoch || l->o.prefetch_batches > 0)
+        return HT_FAIL(HT_ERR_ARG,
+                       "loader: only one without prefetching that stops after one epoch can "
+                       "begin again");
+    ht_cursor_start(&l->plan, &l->stream);
+    ht_cursor_export(&l->plan, &l->stream, &l->state);
+    l->micro = 0;
+    l->started = l->finished = false;
+    l->status = HT_OK;
+    return HT_OK;
+}
+
 static enum ht_status check_options(const struct ht_loader_options *o)
 {
     if (o->n_datasets < 1 || o->n_datasets > HT_LOADER_MAX_DATASETS)

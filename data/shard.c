@@ -15,6 +15,7 @@
 #include <xxhash.h>
 
 #include "data/shard_format.h"
+#include "data/shard_image.h"
 
 struct ht_shard {
     char *path;
@@ -181,12 +182,13 @@ static enum ht_status read_hdf5(struct ht_shard *s, const struct ht_shard_traile
     enum ht_status st = HT_OK;
     struct ht_h5_quiet quiet;
     uint64_t header_hash = 0;
-    hid_t plist = -1, file = -1;
+    hid_t plist = -1, driver = -1, file = -1;
 
     ht_h5_quiet_begin(&quiet);
     plist = H5Pcreate(H5P_FILE_ACCESS);
-    // read-only and never changed in place: no lock needed, and some network file systems have none
-    if (plist < 0 || H5Pset_file_locking(plist, false, true) < 0) {
+    // through our descriptor: HDF5 sees the file that the trailer has vouched for, and locks
+    // nothing
+    if (plist < 0 || ht_shard_image_use(plist, s->fd, &driver) < 0) {
         st = ht_h5_fail(HT_ERR_IO, s->path, "file access properties");
         goto done;
     }
@@ -218,6 +220,7 @@ static enum ht_status read_hdf5(struct ht_shard *s, const struct ht_shard_traile
 done:
     if (file >= 0) H5Fclose(file);
     if (plist >= 0) H5Pclose(plist);
+    if (driver >= 0) H5FDunregister(driver);
     ht_h5_quiet_end(&quiet);
     return st;
 }

@@ -15,7 +15,7 @@ struct image {
     haddr_t end; // of what HDF5 has allotted
 };
 
-static const char name_of_image[] = "shard in memory";
+static const char name_of_image[] = "shard behind a descriptor";
 
 static H5FD_t *image_open(const char *name, unsigned flags, hid_t plist, haddr_t max)
 {

@@ -428,6 +428,20 @@ START_TEST(one_epoch_ends_with_padding)
     const struct ht_batch *b;
     must(ht_loader_next(k.l[0], &b, NULL)); // and stays at the end
     ck_assert_ptr_null(b);
+    if (o.prefetch_batches == 0) {
+        for (int64_t steps = 2; steps <= 1000;
+             steps += 998) { // begin again from the end, from step 2
+            struct ht_loader_state s;
+            for (int i = 0; i < n_ranks; i++) must(ht_loader_rewind(k.l[i]));
+            s = ranks_state(&k);
+            ck_assert_int_eq(s.row, 0);
+            int64_t step = 0;
+            while (step < steps && check_step(&k, &r, step * o.rows_per_step)) step++;
+            if (step < steps) ck_assert_int_eq(step * o.rows_per_step, row);
+        }
+    } else {
+        ck_assert_int_eq(ht_loader_rewind(k.l[0]), HT_ERR_ARG);
+    }
     ranks_close(&k);
     stream_ref_free(&r);
 }
