@@ -62,7 +62,13 @@ static inline void vf_store_n(float *p, ht_vf v, int64_t n)
 
 static inline ht_vf vf_from_bf16(ht_vh h)
 {
+#if HT_VLEN == 16 // gcc 12 splits the conversion of a whole vector into quarters
+    const ht_vu u = (ht_vu)_mm512_cvtepu16_epi32((__m256i)h) << 16;
+#elif HT_VLEN == 8
+    const ht_vu u = (ht_vu)_mm256_cvtepu16_epi32((__m128i)h) << 16;
+#else
     const ht_vu u = __builtin_convertvector(h, ht_vu) << 16;
+#endif
     return (ht_vf)u;
 }
 
@@ -152,15 +158,25 @@ static inline ht_vf vf_min(ht_vf a, ht_vf b)
     return vf_select(a < b, a, b);
 }
 
-/* exp: 2^n * p(r), degree 6; relative error below 2e-7 on [-87, 88]. Below -87.3 gives 0 (so
- * exp(-inf) is 0), above 88.7 gives inf, NaN gives NaN. */
+/* exp: 2^n * p(r), degree 6; relative error below 2e-7 on [-87, 88]. Below -87.33 gives 0 (so
+ * exp(-inf) is 0), above 88.73 gives inf, NaN gives NaN. */
 static inline ht_vf vf_exp(ht_vf x)
 {
+#if HT_VLEN == 16
+    // rounding and 2^n are instructions here: 1.9 ns per vector on Zen 5, where the lines for the
+    // other levels take 4.9. max and min return their second operand for a NaN.
+    const __m512 clamped =
+        _mm512_min_ps(_mm512_set1_ps(89.0f), _mm512_max_ps(_mm512_set1_ps(-88.0f), (__m512)x));
+    const ht_vf n = (ht_vf)_mm512_roundscale_ps(
+        _mm512_mul_ps(clamped, _mm512_set1_ps(1.44269504088896341f)), 8);
+    ht_vf r = (ht_vf)clamped - n * 0.693359375f; // ln 2 in two parts
+#else
     const ht_vf clamped = vf_min(vf_max(x, vf_set(-87.33f)), vf_set(88.72f));
     const ht_vf magic = vf_set(12582912.0f); // 1.5 * 2^23: adding it rounds to an integer
     const ht_vf shifted = clamped * 1.44269504088896341f + magic;
     const ht_vf n = shifted - magic;
     ht_vf r = clamped - n * 0.693359375f; // ln 2 in two parts
+#endif
     r = r + n * 2.12194440e-4f;
     ht_vf p = vf_set(1.9875691500e-4f);
     p = p * r + 1.3981999507e-3f;
@@ -169,6 +185,10 @@ static inline ht_vf vf_exp(ht_vf x)
     p = p * r + 1.6666665459e-1f;
     p = p * r + 5.0000001201e-1f;
     p = p * r * r + r + 1.0f;
+#if HT_VLEN == 16
+    const __mmask16 not_tiny = _mm512_cmp_ps_mask((__m512)x, _mm512_set1_ps(-87.33f), _CMP_NLT_UQ);
+    return (ht_vf)_mm512_maskz_scalef_ps(not_tiny, (__m512)p, (__m512)n);
+#else
     // 2^n in two factors, so that n = 128 does not overflow the exponent field
     const ht_vi ni = (ht_vi)shifted - (ht_vi)magic;
     const ht_vi half = ni >> 1;
@@ -177,6 +197,7 @@ static inline ht_vf vf_exp(ht_vf x)
     y = vf_select(x < vf_set(-87.33f), vf_set(0.0f), y);
     y = vf_select(x > vf_set(88.72f), vf_set(INFINITY), y);
     return vf_select(x != x, x, y);
+#endif
 }
 
 static inline ht_vf vf_sigmoid(ht_vf x)
