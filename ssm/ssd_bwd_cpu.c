@@ -41,9 +41,17 @@ static void transposed_rows(const struct walk *k, void *dst, const struct ssd_so
     ssd_transpose(dst, k->w->pairs, k->half ? n / 2 : n, k->Np);
 }
 
-/* States after the chunk: S_out = gamma S_in + B^T diag(dt w) x, for all heads of the task. */
-static void advance(const struct walk *k, float *S_out, const float *S_in, int64_t t0,
-                    int64_t n_tokens)
+/* The first or next head's rows of a tensor with H*P columns, for the product that runs meanwhile.
+ */
+static struct ssd_ahead next_head(const struct walk *k, const void *p, int64_t stride, int64_t h,
+                                  int64_t t0, int64_t n_rows)
+{
+    return ssd_head_ahead(p, stride, t0, n_rows, h * k->P, k->P, k->a->dtype);
+}
+
+/* S = gamma S + B^T diag(dt w) x for all heads of the task: from the state entering the chunk to
+ * the one leaving it. */
+static void advance(const struct walk *k, int64_t t0, int64_t n_tokens, int64_t rows_ahead)
 {
     const struct ht_ssd_args *a = k->a;
     const struct ht_ssd_backward_worker *w = k->w;
@@ -53,23 +61,27 @@ static void advance(const struct walk *k, float *S_out, const float *S_in, int64
 
     transposed_rows(k, w->B_t, &B, n);
     for (int64_t h = k->task.head0; h < k->task.head1; h++) {
-        const int64_t s = (h - k->task.head0) * k->state;
+        float *S = w->S + (h - k->task.head0) * k->state;
+        const bool last = h + 1 == k->task.head1;
         struct ssd_source x = rows_of(a, a->x, a->x_stride, t0, n_tokens, h * k->P, k->P);
         ssd_decay_fill(w->decay, a, h, t0, n_tokens);
         x.scale = w->decay->dt_out;
         ssd_pack_pairs(k->half, w->x_out, n, k->Pp, &x);
-        ssd_gemm_run(&(struct ssd_gemm){ .half = k->half,
-                                         .m = k->Np,
-                                         .n = k->Pp,
-                                         .k = n,
-                                         .a = w->B_t,
-                                         .lda = n,
-                                         .b = w->x_out,
-                                         .ldb = k->Pp,
-                                         .c = S_out + s,
-                                         .ldc = k->Pp,
-                                         .c_in = S_in + s,
-                                         .beta = w->decay->gamma });
+        ssd_gemm_run(&(struct ssd_gemm){
+            .half = k->half,
+            .m = k->Np,
+            .n = k->Pp,
+            .k = n,
+            .a = w->B_t,
+            .lda = n,
+            .b = w->x_out,
+            .ldb = k->Pp,
+            .c = S,
+            .ldc = k->Pp,
+            .c_in = S,
+            .beta = w->decay->gamma,
+            .ahead = next_head(k, a->x, a->x_stride, last ? k->task.head0 : h + 1,
+                               last ? t0 + n_tokens : t0, last ? rows_ahead : n_tokens) });
     }
 }
 
@@ -128,7 +140,7 @@ static void time_step_gradients(const struct walk *k, int64_t head, int64_t t0, 
         const float grad = d->A * grad_da[i] + (grad_dt[i] + V_dt[i]);
         const bool free = a->dt_min <= d->soft[i] && d->soft[i] <= a->dt_max;
         const float v = free ? grad * (d->v[i] > 20.0f ? 1.0f : slope[i]) : 0.0f;
-        ht_store_f32(a->grad_dt_raw, (t0 + i) * a->grad_dt_stride + head, a->dtype, v);
+        ssd_store(a->grad_dt_raw, (t0 + i) * a->grad_dt_stride + head, a->dtype, v);
         bias += (double)v;
         A += (double)d->dt[i] * (double)grad_da[i];
     }
@@ -136,19 +148,24 @@ static void time_step_gradients(const struct walk *k, int64_t head, int64_t t0, 
     sums[1] += A;
 }
 
-static float dot(const float *a, const float *b, int64_t n)
+static inline float dot(const float *a, const void *b, const enum ht_dtype d, int64_t n)
 {
     ht_vf s0 = vf_set(0.0f), s1 = s0;
     for (int64_t i = 0; i < n; i += 2 * HT_VLEN) {
-        s0 += vf_load(a + i) * vf_load(b + i);
-        s1 += vf_load(a + i + HT_VLEN) * vf_load(b + i + HT_VLEN);
+        s0 += vf_load(a + i) * vf_load_any(b, i, d);
+        s1 += vf_load(a + i + HT_VLEN) * vf_load_any(b, i + HT_VLEN, d);
     }
     return ssd_sum(s0 + s1);
 }
 
-/* S enters the chunk; grad_S leaves it, and becomes the gradient of S. */
-static void head_chunk(const struct walk *k, float *grad_S, const float *S, int64_t head,
-                       int64_t t0, int64_t n_tokens)
+/* What the head or chunk after this one reads and writes. */
+struct next {
+    struct ssd_ahead x, gy, grad_x, S;
+};
+
+/* S (rows operand) enters the chunk; grad_S leaves it, and becomes the gradient of S. */
+static void head_chunk(const struct walk *k, float *grad_S, const void *S, int64_t head, int64_t t0,
+                       int64_t n_tokens, const struct next *next)
 {
     const struct ht_ssd_args *a = k->a;
     const struct ht_ssd_backward_worker *w = k->w;
@@ -157,11 +174,10 @@ static void head_chunk(const struct walk *k, float *grad_S, const float *S, int6
     const int64_t words = half ? Pp / 2 : Pp;
     const struct ssd_source x = rows_of(a, a->x, a->x_stride, t0, n_tokens, head * P, P);
     const struct ssd_source gy = rows_of(a, a->grad_y, a->grad_y_stride, t0, n_tokens, head * P, P);
-    const struct ssd_source state = { S, Pp, Np, Pp, HT_DTYPE_F32, NULL };
     const struct ssd_source grad_state = { grad_S, Pp, Np, Pp, HT_DTYPE_F32, NULL };
     struct ssd_decay *d = w->decay;
     float U[SSD_MAX_CHUNK], V[SSD_MAX_CHUNK], grad_dt[SSD_MAX_CHUNK], grad_da[SSD_MAX_CHUNK];
-    const void *S_rows = S, *grad_S_rows = grad_S, *grad_S_cols = grad_S;
+    const void *grad_S_rows = grad_S, *grad_S_cols = grad_S;
 
     ssd_decay_fill(d, a, head, t0, n_tokens);
     struct ssd_source gy_in = gy;
@@ -173,14 +189,13 @@ static void head_chunk(const struct walk *k, float *grad_S, const float *S, int6
     ssd_pack_pairs(half, w->gy_pairs, n, Pp, &gy);
     ssd_pack_pairs(half, w->gy_in_pairs, n, Pp, &gy_in);
     if (half) {
-        ssd_pack_rows(half, w->S_rows, Np, Pp, &state);
         ssd_pack_rows(half, w->grad_S_rows, Np, Pp, &grad_state);
         ssd_pack_pairs(half, w->grad_S_pairs, Np, Pp, &grad_state);
-        S_rows = w->S_rows;
         grad_S_rows = w->grad_S_rows;
         grad_S_cols = w->grad_S_pairs;
     }
-    const float from_gamma = d->gamma * dot(grad_S, S, Np * Pp);
+    const float from_gamma = d->gamma * (half ? dot(grad_S, S, HT_DTYPE_BF16, Np * Pp)
+                                              : dot(grad_S, S, HT_DTYPE_F32, Np * Pp));
 
     ssd_gemm_run(&(struct ssd_gemm){ .half = half, // G = x Gy^T
                                      .region = SSD_UPPER_OUT,
@@ -193,9 +208,10 @@ static void head_chunk(const struct walk *k, float *grad_S, const float *S, int6
                                      .ldb = n,
                                      .c = w->G,
                                      .ldc = n });
-    double grad_D = 0.0;
-    for (int64_t i = 0; i < n_tokens; i++) grad_D += (double)w->G[i * n + i];
-    w->head_sums[3 * (head - k->task.head0) + 2] += grad_D;
+    double grad_D[4] = { 0 }; // four chains: an addition takes four cycles
+    for (int64_t i = 0; i < n; i++) grad_D[i % 4] += (double)w->G[i * n + i];
+    w->head_sums[3 * (head - k->task.head0) + 2] +=
+        (grad_D[0] + grad_D[1]) + (grad_D[2] + grad_D[3]);
     ssd_decay_scores_backward(half, w->M, w->grad_K, w->G, grad_dt, grad_da, w->K, d);
 
     ssd_gemm_run(&(struct ssd_gemm){ .half = half, // grad_u = diag(w) B dS
@@ -208,7 +224,8 @@ static void head_chunk(const struct walk *k, float *grad_S, const float *S, int6
                                      .ldb = Pp,
                                      .c = w->grad_u,
                                      .ldc = Pp,
-                                     .row_scale = d->out });
+                                     .row_scale = d->out,
+                                     .ahead = next->x });
     ssd_gemm_run(&(struct ssd_gemm){ .half = half, // + M Gy
                                      .region = SSD_UPPER_K,
                                      .m = n,
@@ -221,7 +238,8 @@ static void head_chunk(const struct walk *k, float *grad_S, const float *S, int6
                                      .c = w->grad_u,
                                      .ldc = Pp,
                                      .c_in = w->grad_u,
-                                     .beta = 1.0f });
+                                     .beta = 1.0f,
+                                     .ahead = next->gy });
     const float D = a->D[head];
     for (int64_t i = 0; i < n_tokens; i++)
         for (int64_t p = 0; p < P; p += HT_VLEN) {
@@ -236,7 +254,7 @@ static void head_chunk(const struct walk *k, float *grad_S, const float *S, int6
                                      .m = Np,
                                      .n = n,
                                      .k = Pp,
-                                     .a = S_rows,
+                                     .a = S,
                                      .lda = Pp,
                                      .b = w->gy_cols,
                                      .ldb = n,
@@ -247,7 +265,8 @@ static void head_chunk(const struct walk *k, float *grad_S, const float *S, int6
                                      .col_scale = d->in,
                                      .t = w->C_t,
                                      .ldt = n,
-                                     .dot = U });
+                                     .dot = U,
+                                     .ahead = next->S });
     ssd_gemm_run(&(struct ssd_gemm){ .half = half, // grad_B^T += dS x^T diag(dt w)
                                      .m = Np,
                                      .n = n,
@@ -263,7 +282,8 @@ static void head_chunk(const struct walk *k, float *grad_S, const float *S, int6
                                      .col_scale = d->dt_out,
                                      .t = w->B_t,
                                      .ldt = n,
-                                     .dot = V });
+                                     .dot = V,
+                                     .ahead = next->grad_x });
     ssd_gemm_run(&(struct ssd_gemm){ .half = half, // dS = gamma dS + C^T diag(in) Gy
                                      .m = Np,
                                      .n = Pp,
@@ -328,6 +348,8 @@ static void segment_backward(const struct walk *k, const struct ht_ssd_backward_
     const struct ht_ssd_backward_worker *w = k->w;
     const int64_t n_chunks = (end - begin + a->chunk - 1) / a->chunk;
     const int64_t all = ht_ssd_backward_blocks(a).heads * k->state;
+    const int64_t e = (int64_t)ssd_operand_bytes(k->half);
+    const char *states = w->states;
 
     for (int64_t c = n_chunks - 1; c >= 0; c--) {
         const int64_t t0 = begin + c * a->chunk;
@@ -335,7 +357,19 @@ static void segment_backward(const struct walk *k, const struct ht_ssd_backward_
         prepare_group(k, t0, n_tokens);
         for (int64_t h = k->task.head0; h < k->task.head1; h++) {
             const int64_t s = (h - k->task.head0) * k->state;
-            head_chunk(k, w->grad_S + s, w->states + c * all + s, h, t0, n_tokens);
+            const char *S = states + (c * all + s) * e;
+            const bool last = h + 1 == k->task.head1; // then the first head of the chunk before
+            const int64_t h1 = last ? k->task.head0 : h + 1, at = last ? t0 - a->chunk : t0;
+            const int64_t rows = !last ? n_tokens : c > 0 ? a->chunk : 0;
+            const int64_t next_S = last ? (c - 1) * all : c * all + s + k->state;
+            const struct next next = {
+                .x = next_head(k, a->x, a->x_stride, h1, at, rows),
+                .gy = next_head(k, a->grad_y, a->grad_y_stride, h1, at, rows),
+                .grad_x = next_head(k, a->grad_x, a->grad_x_stride, h1, at, rows),
+                .S = { rows > 0 ? states + next_S * e : NULL, rows > 0 ? k->Np : 0, k->Pp * e,
+                       k->Pp * e },
+            };
+            head_chunk(k, w->grad_S + s, S, h, t0, n_tokens, &next);
         }
         finish_group(k, shared->partial + (k->task.block * a->n_tokens + t0) * 2 * k->N, n_tokens);
     }
@@ -361,16 +395,21 @@ static void run_task(const struct walk *k, const struct ht_ssd_backward_shared *
     }
     memset(w->head_sums, 0, (size_t)(3 * n_heads) * sizeof *w->head_sums);
     for (int64_t s = 0; s + 1 < n_segments; s++) {
-        float *S = w->kept + (s + 1) * all;
-        memcpy(S, w->kept + s * all, all_bytes);
+        memcpy(w->S, w->kept + s * all, all_bytes);
         for (int64_t t0 = begin + s * span; t0 < begin + (s + 1) * span; t0 += Q)
-            advance(k, S, S, t0, Q);
+            advance(k, t0, Q, end - t0 - Q < Q ? end - t0 - Q : Q);
+        memcpy(w->kept + (s + 1) * all, w->S, all_bytes);
     }
     for (int64_t s = n_segments - 1; s >= 0; s--) {
         const int64_t from = begin + s * span, to = from + span < end ? from + span : end;
-        float *S = w->states;
-        memcpy(S, w->kept + s * all, all_bytes);
-        for (int64_t t0 = from; t0 + Q < to; t0 += Q, S += all) advance(k, S + all, S, t0, Q);
+        char *states = w->states;
+        memcpy(w->S, w->kept + s * all, all_bytes);
+        for (int64_t t0 = from; t0 < to; t0 += Q) {
+            const struct ssd_source S = { w->S, k->Pp, n_heads * k->Np, k->Pp, HT_DTYPE_F32, NULL };
+            ssd_pack_rows(k->half, states, n_heads * k->Np, k->Pp, &S);
+            states += (size_t)all * ssd_operand_bytes(k->half);
+            if (t0 + Q < to) advance(k, t0, Q, to - t0 - Q < Q ? to - t0 - Q : Q);
+        }
         segment_backward(k, shared, from, to);
     }
     for (int64_t h = 0; h < n_heads; h++) {

@@ -33,7 +33,7 @@ void ssd_decay_fill(struct ssd_decay *d, const struct ht_ssd_args *a, int64_t he
     d->n_blocks = n / SSD_BLOCK;
     d->A = -expf(a->A_log[head]);
     for (int64_t i = 0; i < n_tokens; i++)
-        d->v[i] = ht_load_f32(a->dt_raw, (t0 + i) * a->dt_stride + head, a->dtype) + bias;
+        d->v[i] = ssd_load(a->dt_raw, (t0 + i) * a->dt_stride + head, a->dtype) + bias;
     for (int64_t i = n_tokens; i < n; i++) d->v[i] = 0.0f;
     for (int64_t i = 0; i < n; i += HT_VLEN) {
         const ht_vf soft = softplus(vf_load(d->v + i));

@@ -70,6 +70,20 @@ static inline void ssd_store_n(void *p, int64_t i, ht_vf v, int64_t n, enum ht_d
         vf_store_bf16_n((ht_bf16 *)p + i, v, n);
 }
 
+/* ht_load_f32 and ht_store_f32, inline. */
+static inline float ssd_load(const void *p, int64_t i, enum ht_dtype d)
+{
+    return d == HT_DTYPE_F32 ? ((const float *)p)[i] : ht_bf16_to_f32(((const ht_bf16 *)p)[i]);
+}
+
+static inline void ssd_store(void *p, int64_t i, enum ht_dtype d, float v)
+{
+    if (d == HT_DTYPE_F32)
+        ((float *)p)[i] = v;
+    else
+        ((ht_bf16 *)p)[i] = ht_f32_to_bf16(v);
+}
+
 /* ---- ssd_mat_cpu.c ---- */
 
 enum ssd_region {
@@ -79,6 +93,24 @@ enum ssd_region {
     SSD_LOWER_OUT, // only columns <= i are wanted (whole blocks of 16)
     SSD_UPPER_OUT, // only columns >= i are wanted
 };
+
+/* What the next head will touch: fetched into L2 a few lines per tile while this product computes.
+ * A head's columns are 128 bytes of every row at P = 64, too short for the hardware's prefetchers.
+ */
+struct ssd_ahead {
+    const void *p;
+    int64_t n_rows, row_bytes, pitch_bytes;
+};
+
+/* Columns col..col+n_cols-1 of n_rows rows (may be 0 or less) from row t0 on. */
+static inline struct ssd_ahead ssd_head_ahead(const void *p, int64_t stride, int64_t t0,
+                                              int64_t n_rows, int64_t col, int64_t n_cols,
+                                              enum ht_dtype dtype)
+{
+    const int64_t e = (int64_t)ht_dtype_bytes(dtype);
+    return (struct ssd_ahead){ n_rows > 0 ? (const char *)p + (t0 * stride + col) * e : NULL,
+                               n_rows, n_cols * e, stride * e };
+}
 
 /* v = row_scale[i] (A B)[i,j];  dot[j] += sum_i v t[i,j];  c = beta c_in + v col_scale[j]
  * Scales, dot and c_in may be NULL (1, none, 0). c_in has c's layout and may be c. */
@@ -98,6 +130,7 @@ struct ssd_gemm {
     const void *t; // rows-operand type (m, n), rows ldt apart
     int64_t ldt;
     float *dot; // (n)
+    struct ssd_ahead ahead;
 };
 #define ssd_gemm_run HT_ISA_FN(ht_ssd_gemm_run)
 void ssd_gemm_run(const struct ssd_gemm *g);

@@ -48,7 +48,8 @@ static void prepare_group(const struct ht_ssd_args *a, const struct ht_ssd_forwa
 
 /* y of one head and chunk; S becomes the state after it. */
 static void head_chunk(const struct ht_ssd_args *a, const struct ht_ssd_forward_worker *w, float *S,
-                       int64_t head, int64_t t0, int64_t n_tokens, bool half)
+                       int64_t head, int64_t t0, int64_t n_tokens, bool half,
+                       const struct ssd_ahead *next_x, const struct ssd_ahead *next_y)
 {
     const int64_t P = a->d_head, Np = ht_ssd_pad(a->d_state), Pp = ht_ssd_pad(P);
     const int64_t n = ht_ssd_pad(n_tokens);
@@ -79,7 +80,8 @@ static void head_chunk(const struct ht_ssd_args *a, const struct ht_ssd_forward_
                                      .ldb = Pp,
                                      .c = w->y,
                                      .ldc = Pp,
-                                     .row_scale = d->in });
+                                     .row_scale = d->in,
+                                     .ahead = *next_x });
     ssd_gemm_run(&(struct ssd_gemm){ .half = half, // + M x
                                      .region = SSD_LOWER_K,
                                      .m = n,
@@ -104,7 +106,8 @@ static void head_chunk(const struct ht_ssd_args *a, const struct ht_ssd_forward_
                                      .c = S,
                                      .ldc = Pp,
                                      .c_in = S,
-                                     .beta = d->gamma });
+                                     .beta = d->gamma,
+                                     .ahead = *next_y });
     const float D = a->D[head];
     for (int64_t i = 0; i < n_tokens; i++)
         for (int64_t p = 0; p < P; p += HT_VLEN) {
@@ -126,10 +129,18 @@ static void run_task(const struct ht_ssd_args *a, const struct ht_ssd_forward_wo
         ssd_state_in(w->S + (h - t->head0) * size,
                      a->init_state ? a->init_state + (states + h) * P * N : NULL, P, N);
     for (int64_t t0 = begin; t0 < end; t0 += a->chunk) {
-        const int64_t n = end - t0 < a->chunk ? end - t0 : a->chunk;
+        const int64_t n = end - t0 < a->chunk ? end - t0 : a->chunk, t1 = t0 + n;
         prepare_group(a, w, t->group, t0, n, half);
-        for (int64_t h = t->head0; h < t->head1; h++)
-            head_chunk(a, w, w->S + (h - t->head0) * size, h, t0, n, half);
+        for (int64_t h = t->head0; h < t->head1; h++) {
+            // the next head of this chunk, or the first of the next
+            const bool last = h + 1 == t->head1;
+            const int64_t rows = !last ? n : end - t1 < a->chunk ? end - t1 : a->chunk;
+            const struct ssd_ahead x = ssd_head_ahead(a->x, a->x_stride, last ? t1 : t0, rows,
+                                                      (last ? t->head0 : h + 1) * P, P, a->dtype);
+            const struct ssd_ahead y = ssd_head_ahead(a->y, a->y_stride, last ? t1 : t0, rows,
+                                                      (last ? t->head0 : h + 1) * P, P, a->dtype);
+            head_chunk(a, w, w->S + (h - t->head0) * size, h, t0, n, half, &x, &y);
+        }
     }
     for (int64_t h = t->head0; a->final_state && h < t->head1; h++)
         ssd_state_out(a->final_state + (states + h) * P * N, w->S + (h - t->head0) * size, P, N);

@@ -124,10 +124,10 @@ size_t ht_ssd_backward_worker_layout(struct ht_ssd_backward_worker *w, void *bas
     w->G = take(&at, Q * Q, e);
     w->M = take(&at, Q * Q, e);
     w->grad_u = take(&at, Q * Pp, e);
-    w->S_rows = take(&at, Np * Pp, e);
     w->grad_S_rows = take(&at, Np * Pp, e);
     w->grad_S_pairs = take(&at, Np * Pp, e);
     w->decay = take(&at, 1, sizeof(struct ssd_decay));
+    w->S = take(&at, heads * Np * Pp, e);
     w->grad_S = take(&at, heads * Np * Pp, e);
     w->states = take(&at, seg.chunks * heads * Np * Pp, e);
     w->kept = take(&at, seg.n_segments * heads * Np * Pp, e);

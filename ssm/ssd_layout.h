@@ -67,11 +67,11 @@ struct ht_ssd_backward_worker {
     float *G;                     // (Q, Q) <x_j, grad_y_i>, row j
     void *M;                      // (Q, Q) rows operand
     float *grad_u;                // (Q, Pp)
-    void *S_rows, *grad_S_rows;   // (Np, Pp) rows operands
+    void *grad_S_rows;            // (Np, Pp) rows operand
     void *grad_S_pairs;           // (Np, Pp) columns operand
     struct ssd_decay *decay;
-    float *grad_S;     // (heads, Np, Pp)
-    float *states;     // (segment, heads, Np, Pp): S entering each chunk of a segment
+    float *S, *grad_S; // (heads, Np, Pp)
+    void *states;      // (segment, heads, Np, Pp) rows operands: S entering each chunk of a segment
     float *kept;       // (n_segments, heads, Np, Pp): S entering each segment
     double *head_sums; // (heads, 3): grad of dt_bias, A, D
 };

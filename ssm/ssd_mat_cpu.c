@@ -57,6 +57,17 @@ static ALWAYS_INLINE void multiply_bf16(ht_vf *acc, const struct ssd_gemm *g, co
 }
 #endif
 
+enum { AHEAD_LINES = 8 }; // per tile: 128 to 512 cycles of products cover them
+
+static inline void look_ahead(struct ssd_ahead *next)
+{
+    for (int i = 0; i < AHEAD_LINES && next->n_rows > 0; next->n_rows--) {
+        for (int64_t at = 0; at < next->row_bytes; at += 64, i++)
+            __builtin_prefetch((const char *)next->p + at, 0, 2);
+        next->p = (const char *)next->p + next->pitch_bytes;
+    }
+}
+
 static ALWAYS_INLINE void tile(const struct ssd_gemm *g, const bool half, const int mr,
                                const int nv, int64_t row, int64_t col)
 {
@@ -105,41 +116,48 @@ static ALWAYS_INLINE void tile(const struct ssd_gemm *g, const bool half, const 
 }
 
 /* Rows row0..row1-1 (a multiple of 16 of them), columns col0..col1-1. */
-static ALWAYS_INLINE void region(const struct ssd_gemm *g, const bool half, int64_t row0,
-                                 int64_t row1, int64_t col0, int64_t col1)
+static ALWAYS_INLINE void region(const struct ssd_gemm *g, struct ssd_ahead *next, const bool half,
+                                 int64_t row0, int64_t row1, int64_t col0, int64_t col1)
 {
     int64_t col = col0;
 
 #if HT_VLEN == 16
     for (; col1 - col >= 64; col += 64)
-        for (int64_t row = row0; row < row1; row += 4) tile(g, half, 4, 4, row, col);
+        for (int64_t row = row0; row < row1; row += 4, look_ahead(next))
+            tile(g, half, 4, 4, row, col);
     if (col1 - col >= 48) {
-        for (int64_t row = row0; row < row1; row += 4) tile(g, half, 4, 3, row, col);
+        for (int64_t row = row0; row < row1; row += 4, look_ahead(next))
+            tile(g, half, 4, 3, row, col);
         col += 48;
     }
     if (col1 - col >= 32) {
-        for (int64_t row = row0; row < row1; row += 8) tile(g, half, 8, 2, row, col);
+        for (int64_t row = row0; row < row1; row += 8, look_ahead(next))
+            tile(g, half, 8, 2, row, col);
         col += 32;
     }
     for (; col < col1; col += 16)
-        for (int64_t row = row0; row < row1; row += 16) tile(g, half, 16, 1, row, col);
+        for (int64_t row = row0; row < row1; row += 16, look_ahead(next))
+            tile(g, half, 16, 1, row, col);
 #else
     for (; col < col1; col += 2 * HT_VLEN)
-        for (int64_t row = row0; row < row1; row += 4) tile(g, half, 4, 2, row, col);
+        for (int64_t row = row0; row < row1; row += 4, look_ahead(next))
+            tile(g, half, 4, 2, row, col);
 #endif
 }
 
 static ALWAYS_INLINE void run(const struct ssd_gemm *g, const bool half)
 {
+    struct ssd_ahead next = g->ahead;
+
     if (g->region == SSD_LOWER_OUT || g->region == SSD_UPPER_OUT) {
         for (int64_t row = 0; row < g->m; row += SSD_BLOCK) {
             if (g->region == SSD_LOWER_OUT)
-                region(g, half, row, row + SSD_BLOCK, 0, row + SSD_BLOCK);
+                region(g, &next, half, row, row + SSD_BLOCK, 0, row + SSD_BLOCK);
             else
-                region(g, half, row, row + SSD_BLOCK, row, g->n);
+                region(g, &next, half, row, row + SSD_BLOCK, row, g->n);
         }
     } else {
-        region(g, half, 0, g->m, 0, g->n);
+        region(g, &next, half, 0, g->m, 0, g->n);
     }
 }
 
@@ -154,21 +172,12 @@ void ssd_gemm_run(const struct ssd_gemm *g)
     run(g, false);
 }
 
-/* Row r, columns c..c+VLEN-1 of src, scaled; zeros outside. */
-static ALWAYS_INLINE ht_vf source_at(const struct ssd_source *src, int64_t r, int64_t c)
+/* Columns c..c+n-1 of the source row that starts at element `at`, scaled; zeros above n. */
+static ALWAYS_INLINE ht_vf source_at(const struct ssd_source *src, int64_t at, int64_t c, int64_t n,
+                                     float scale, const bool scaled, const enum ht_dtype d)
 {
-    if (r >= src->n_rows) return vf_set(0.0f);
-    const ht_vf v = ssd_load_n(src->p, r * src->stride + c, src->n_cols - c, src->dtype);
-    return src->scale ? v * src->scale[r] : v;
-}
-
-void ssd_pack_rows(bool half, void *dst, int64_t rows, int64_t cols, const struct ssd_source *src)
-{
-    const enum ht_dtype type = half ? HT_DTYPE_BF16 : HT_DTYPE_F32;
-
-    for (int64_t r = 0; r < rows; r++)
-        for (int64_t c = 0; c < cols; c += HT_VLEN)
-            vf_store_any(dst, r * cols + c, type, source_at(src, r, c));
+    const ht_vf v = ssd_load_n(src->p, at + c, n, d);
+    return scaled ? v * scale : v;
 }
 
 #if defined(__AVX512BF16__)
@@ -180,16 +189,109 @@ static ALWAYS_INLINE __m512i interleave(ht_vf low, ht_vf high)
                          21, 5, 20, 4, 19, 3, 18, 2, 17, 1, 16, 0);
     return _mm512_permutexvar_epi16(order, (__m512i)_mm512_cvtne2ps_pbh((__m512)high, (__m512)low));
 }
+
+/* Rows r and r+1 as a row of pairs; c_end - columns there are, whole vectors first. */
+static ALWAYS_INLINE void pair_rows(ht_bf16 *dst, const struct ssd_source *src, int64_t r,
+                                    const bool scaled, const enum ht_dtype d)
+{
+    const int64_t low = r * src->stride, high = low + src->stride, n = src->n_cols;
+    const bool both = r + 1 < src->n_rows;
+    const float s0 = scaled ? src->scale[r] : 1.0f, s1 = scaled && both ? src->scale[r + 1] : 1.0f;
+    int64_t c = 0;
+
+    if (both)
+        for (; c + HT_VLEN <= n; c += HT_VLEN)
+            _mm512_storeu_si512(dst + 2 * c,
+                                interleave(source_at(src, low, c, HT_VLEN, s0, scaled, d),
+                                           source_at(src, high, c, HT_VLEN, s1, scaled, d)));
+    for (; c < n; c += HT_VLEN)
+        _mm512_storeu_si512(
+            dst + 2 * c,
+            interleave(source_at(src, low, c, n - c, s0, scaled, d),
+                       both ? source_at(src, high, c, n - c, s1, scaled, d) : vf_set(0.0f)));
+}
+
+/* Unscaled bf16 rows: integers only. */
+static ALWAYS_INLINE void pair_rows_bf16(ht_bf16 *dst, const struct ssd_source *src, int64_t r)
+{
+    const ht_bf16 *low = (const ht_bf16 *)src->p + r * src->stride, *high = low + src->stride;
+    const int64_t n = src->n_cols;
+    int64_t c = 0;
+
+    if (r + 1 >= src->n_rows || n % HT_VLEN != 0) {
+        pair_rows(dst, src, r, false, HT_DTYPE_BF16);
+        return;
+    }
+    for (; c < n; c += HT_VLEN) {
+        const __m512i l = _mm512_cvtepu16_epi32(_mm256_loadu_si256((const __m256i *)(low + c)));
+        const __m512i h = _mm512_cvtepu16_epi32(_mm256_loadu_si256((const __m256i *)(high + c)));
+        _mm512_storeu_si512(dst + 2 * c, _mm512_or_si512(l, _mm512_slli_epi32(h, 16)));
+    }
+}
+
+static void pack_pairs_half(ht_bf16 *dst, int64_t rows, int64_t cols, const struct ssd_source *src)
+{
+    // columns behind the end of the source are zero, whole vectors of them at most
+    if (src->n_cols % HT_VLEN != 0 || src->n_cols + HT_VLEN <= cols)
+        memset(dst, 0, (size_t)(rows * cols) * sizeof *dst);
+    for (int64_t r = 0; r < src->n_rows; r += 2) {
+        ht_bf16 *to = dst + r * cols;
+        if (src->dtype == HT_DTYPE_BF16 && !src->scale)
+            pair_rows_bf16(to, src, r);
+        else if (src->dtype == HT_DTYPE_BF16)
+            pair_rows(to, src, r, true, HT_DTYPE_BF16);
+        else if (src->scale)
+            pair_rows(to, src, r, true, HT_DTYPE_F32);
+        else
+            pair_rows(to, src, r, false, HT_DTYPE_F32);
+    }
+    const int64_t end = (src->n_rows + 1) / 2 * 2;
+    memset(dst + end * cols, 0, (size_t)((rows - end) * cols) * sizeof *dst);
+}
 #endif
+
+/* One row; `to` is the type of the operand. */
+static ALWAYS_INLINE void pack_row(void *dst, int64_t at, int64_t cols,
+                                   const struct ssd_source *src, int64_t r, const enum ht_dtype to,
+                                   const bool scaled, const enum ht_dtype d)
+{
+    const float scale = scaled ? src->scale[r] : 1.0f;
+    const int64_t n = src->n_cols;
+    int64_t c = 0;
+
+    for (; c + HT_VLEN <= n; c += HT_VLEN)
+        vf_store_any(dst, at + c, to,
+                     source_at(src, r * src->stride, c, HT_VLEN, scale, scaled, d));
+    for (; c < cols; c += HT_VLEN)
+        vf_store_any(dst, at + c, to, source_at(src, r * src->stride, c, n - c, scale, scaled, d));
+}
+
+void ssd_pack_rows(bool half, void *dst, int64_t rows, int64_t cols, const struct ssd_source *src)
+{
+    const size_t e = ssd_operand_bytes(half);
+
+    for (int64_t r = 0; r < src->n_rows; r++) {
+        if (half && src->dtype == HT_DTYPE_BF16 && src->n_cols == cols && !src->scale)
+            memcpy((ht_bf16 *)dst + r * cols, (const ht_bf16 *)src->p + r * src->stride,
+                   (size_t)cols * e);
+        else if (half && src->dtype == HT_DTYPE_BF16)
+            pack_row(dst, r * cols, cols, src, r, HT_DTYPE_BF16, src->scale, HT_DTYPE_BF16);
+        else if (half)
+            pack_row(dst, r * cols, cols, src, r, HT_DTYPE_BF16, src->scale, HT_DTYPE_F32);
+        else if (src->dtype == HT_DTYPE_BF16)
+            pack_row(dst, r * cols, cols, src, r, HT_DTYPE_F32, src->scale, HT_DTYPE_BF16);
+        else
+            pack_row(dst, r * cols, cols, src, r, HT_DTYPE_F32, src->scale, HT_DTYPE_F32);
+    }
+    memset((char *)dst + (size_t)(src->n_rows * cols) * e, 0,
+           (size_t)((rows - src->n_rows) * cols) * e);
+}
 
 void ssd_pack_pairs(bool half, void *dst, int64_t rows, int64_t cols, const struct ssd_source *src)
 {
 #if defined(__AVX512BF16__)
     if (half) {
-        for (int64_t r = 0; r < rows; r += 2)
-            for (int64_t c = 0; c < cols; c += HT_VLEN)
-                _mm512_storeu_si512((ht_bf16 *)dst + r * cols + 2 * c,
-                                    interleave(source_at(src, r, c), source_at(src, r + 1, c)));
+        pack_pairs_half(dst, rows, cols, src);
         return;
     }
 #endif

@@ -41,7 +41,7 @@ static inline void step_rows(float *y, float *S, const float *B, const float *C,
 static void step_head(const struct ht_ssd_args *a, float *S, int64_t i, int64_t h)
 {
     const int64_t P = a->d_head, N = a->d_state, g = h / (a->n_heads / a->n_groups);
-    const float v = ht_load_f32(a->dt_raw, i * a->dt_stride + h, a->dtype) + a->dt_bias[h];
+    const float v = ssd_load(a->dt_raw, i * a->dt_stride + h, a->dtype) + a->dt_bias[h];
     const float soft = softplus_scalar(v);
     const float dt = soft < a->dt_min ? a->dt_min : soft > a->dt_max ? a->dt_max : soft;
     const float decay = expf(dt * -expf(a->A_log[h]));
@@ -56,12 +56,12 @@ static void step_head(const struct ht_ssd_args *a, float *S, int64_t i, int64_t 
         const int64_t at = h * P + p;
         float x[ROWS], dt_x[ROWS], y[ROWS];
         for (int r = 0; r < ROWS; r++) {
-            x[r] = ht_load_f32(a->x, i * a->x_stride + at + r, a->dtype);
+            x[r] = ssd_load(a->x, i * a->x_stride + at + r, a->dtype);
             dt_x[r] = dt * x[r];
         }
         step_rows(y, S + p * N, B, C, dt_x, decay, N);
         for (int r = 0; r < ROWS; r++)
-            ht_store_f32(a->y, i * a->y_stride + at + r, a->dtype, y[r] + a->D[h] * x[r]);
+            ssd_store(a->y, i * a->y_stride + at + r, a->dtype, y[r] + a->D[h] * x[r]);
     }
 }
 
@@ -78,7 +78,7 @@ enum ht_status HT_ISA_FN(ht_ssd_step_cpu)(struct ht_backend *be, const struct ht
             step_head(a, state + (s * H + h) * P * a->d_state, i, h);
         } else {
             for (int64_t p = 0; p < P; p++)
-                ht_store_f32(a->y, i * a->y_stride + h * P + p, a->dtype, 0.0f);
+                ssd_store(a->y, i * a->y_stride + h * P + p, a->dtype, 0.0f);
         }
     }
     return HT_OK;
