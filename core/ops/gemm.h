@@ -6,7 +6,10 @@
  * A linear layer y = x W^T has trans_b = true with W stored [out, in]; its gradients are
  *   grad_x = grad_y W          (neither transposed)
  *   grad_W += grad_y^T x       (trans_a, beta = 1, C in fp32)
- * Sums are fp32 in every dtype. The same shapes with the same thread count give the same bits.
+ * Sums are fp32 in every dtype. The same shapes with the same thread count give the same bits. With
+ * trans_b and few rows (m <= 16 in fp32, 32 in bf16: decoding) a row of C depends on its row of A
+ * alone: not on m, nor on the threads. One thread at a time may use a backend: products of its
+ * shapes are cached in it.
  */
 #ifndef HT_OPS_GEMM_H
 #define HT_OPS_GEMM_H

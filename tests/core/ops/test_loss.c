@@ -12,7 +12,7 @@
 struct shape {
     int64_t n_tokens, d_model, vocab_size;
 };
-// one of each; ragged; few rows (the matrix-vector product); more than one block of 1024 tokens
+// one of each; ragged; few rows (the matrix-vector product); more than one block of 512 tokens
 static const struct shape shapes[] = { { 1, 1, 1 },     { 3, 5, 7 },      { 10, 16, 33 },
                                        { 70, 24, 301 }, { 40, 32, 2100 }, { 1100, 8, 20 } };
 enum { N_SHAPES = sizeof shapes / sizeof *shapes };
@@ -170,6 +170,30 @@ START_TEST(without_gradients_the_loss_is_the_same)
     ck_assert_double_eq(without.args.loss_sum, loss);
     case_free(&with);
     case_free(&without);
+    ht_backend_free(&be);
+}
+END_TEST
+
+/* Blocks of up to 512 tokens: one without labels is skipped, and its outputs are zeros all the
+ * same. */
+START_TEST(tokens_without_labels_cost_nothing_and_give_zeros)
+{
+    const struct variant v = variant_at(_i);
+    const struct shape s = { 1500, 8, 20 };
+    struct ht_backend be = backend_make(v.isa, 2, scratch_for(s, v.dtype));
+    struct loss_case c = case_make(s, v.dtype);
+
+    for (int64_t t = 100; t < 1300; t++) c.labels[t] = -1;
+    ops_ref_linear_ce(&c.ref);
+    ck_assert_int_eq(ht_linear_ce(&be, &c.args), HT_OK);
+    ck_assert_int_eq(c.args.n_counted, c.ref.n_counted);
+    ck_assert_double_eq_tol(c.args.loss_sum, c.ref.loss_sum, 1e-5 * c.ref.loss_sum);
+    for (int64_t t = 100; t < 1300; t++) {
+        ck_assert_double_eq(tensor_at(&c.logprobs, t), 0.0);
+        for (int64_t i = 0; i < 8; i++) ck_assert_double_eq(tensor_at(&c.grad_u, t * 8 + i), 0.0);
+    }
+    check_close(&c.grad_u, c.grad_u.d, 1e-2 * max_abs(c.grad_u.d, c.grad_u.n), "grad_u");
+    case_free(&c);
     ht_backend_free(&be);
 }
 END_TEST
@@ -358,6 +382,7 @@ int main(void)
 
     tcase_add_loop_test(t, loss_and_gradients_match_reference, 0, n_variants());
     tcase_add_loop_test(t, without_gradients_the_loss_is_the_same, 0, n_variants());
+    tcase_add_loop_test(t, tokens_without_labels_cost_nothing_and_give_zeros, 0, n_variants());
     tcase_add_loop_test(t, thread_count_does_not_change_bits, 0, n_variants());
     tcase_add_test(t, reference_gradients_match_central_differences);
     tcase_add_loop_test(t, split_calls_add_up, 0, n_variants());
