@@ -8,6 +8,7 @@
 #include <stdint.h>
 #include <stdio.h>
 #include <stdlib.h>
+#include <string.h>
 #include <unistd.h>
 
 #include "core/base/file.h"
@@ -15,6 +16,14 @@
 #include "data/shard.h"
 
 #define must(call) ck_assert_msg((call) == HT_OK, "%s: %s", #call, ht_error_message())
+
+/* The call failed as promised, with a message that names what is wrong. */
+static inline void expect(enum ht_status st, enum ht_status want, const char *text)
+{
+    ck_assert_msg(st == want, "status %d, not %d: %s", (int)st, (int)want, ht_error_message());
+    ck_assert_msg(strstr(ht_error_message(), text) != NULL, "'%s' is not in: %s", text,
+                  ht_error_message());
+}
 
 /* A fresh folder; ht_file_remove_tree() it. */
 static inline char *make_folder(char out[PATH_MAX])
@@ -71,6 +80,8 @@ static inline void write_shard(const char *path, const struct doc_set *d, int64_
     ck_assert_int_eq(n_docs, last - first);
     ck_assert_int_eq(n_tokens, sum);
 }
+
+#define COUNT(a) ((int)(sizeof(a) / sizeof *(a)))
 
 static inline int run_suite(Suite *s)
 {
