@@ -26,16 +26,20 @@ enum ht_status ht_sampler_create(struct ht_sampler **out, const struct ht_sample
     *out = NULL;
     // written so that NaN fails too
     if (!(o->temperature >= 0.0f && o->temperature <= 100.0f))
-        return HT_FAIL(HT_ERR_ARG, "temperature is %g; it must be from 0 to 100", (double)o->temperature);
+        return HT_FAIL(HT_ERR_ARG, "temperature is %g; it must be from 0 to 100",
+                       (double)o->temperature);
     if (!(o->top_p > 0.0f && o->top_p <= 1.0f))
-        return HT_FAIL(HT_ERR_ARG, "top-p is %g; it must be above 0 and at most 1", (double)o->top_p);
+        return HT_FAIL(HT_ERR_ARG, "top-p is %g; it must be above 0 and at most 1",
+                       (double)o->top_p);
     if (!(o->min_p >= 0.0f && o->min_p < 1.0f))
-        return HT_FAIL(HT_ERR_ARG, "min-p is %g; it must be at least 0 and below 1", (double)o->min_p);
+        return HT_FAIL(HT_ERR_ARG, "min-p is %g; it must be at least 0 and below 1",
+                       (double)o->min_p);
     if (!(o->repetition_penalty > 0.0f && o->repetition_penalty <= 100.0f))
         return HT_FAIL(HT_ERR_ARG, "repetition penalty is %g; it must be above 0 and at most 100",
                        (double)o->repetition_penalty);
     if (o->top_k < 0)
-        return HT_FAIL(HT_ERR_ARG, "top-k is %lld; it must be 0 (all) or more", (long long)o->top_k);
+        return HT_FAIL(HT_ERR_ARG, "top-k is %lld; it must be 0 (all) or more",
+                       (long long)o->top_k);
     struct ht_sampler *s = calloc(1, sizeof *s);
     if (!s) return HT_FAIL(HT_ERR_MEMORY, "no memory for a sampler");
     s->o = *o;
@@ -45,7 +49,8 @@ enum ht_status ht_sampler_create(struct ht_sampler **out, const struct ht_sample
     s->weights = calloc((size_t)vocab_size, sizeof *s->weights);
     if (!s->seen || !s->candidates || !s->weights) {
         ht_sampler_free(s);
-        return HT_FAIL(HT_ERR_MEMORY, "no memory to sample from %lld tokens", (long long)vocab_size);
+        return HT_FAIL(HT_ERR_MEMORY, "no memory to sample from %lld tokens",
+                       (long long)vocab_size);
     }
     *out = s;
     return HT_OK;
@@ -78,7 +83,8 @@ static enum ht_status pick_greedy(const struct ht_sampler *s, const float *logit
     for (int64_t i = 0; i < s->vocab_size; i++)
         if (isfinite(logits[i]) && (best < 0 || logits[i] > logits[best])) best = i;
     if (best < 0)
-        return HT_FAIL(HT_ERR_NUMERIC, "none of the %lld logits is finite", (long long)s->vocab_size);
+        return HT_FAIL(HT_ERR_NUMERIC, "none of the %lld logits is finite",
+                       (long long)s->vocab_size);
     *id = (int32_t)best;
     return HT_OK;
 }
@@ -116,7 +122,8 @@ enum ht_status ht_sampler_pick(struct ht_sampler *s, float *logits, int64_t posi
     for (int64_t i = 0; i < s->vocab_size; i++)
         if (isfinite(logits[i])) s->candidates[n++] = (struct candidate){ logits[i], (int32_t)i };
     if (n == 0)
-        return HT_FAIL(HT_ERR_NUMERIC, "none of the %lld logits is finite", (long long)s->vocab_size);
+        return HT_FAIL(HT_ERR_NUMERIC, "none of the %lld logits is finite",
+                       (long long)s->vocab_size);
     qsort(s->candidates, (size_t)n, sizeof *s->candidates, larger_first);
     n = keep_best(s, n, &sum);
     const uint64_t bits = ht_rng_u64(s->o.seed, ht_rng_stream("sampler"), (uint64_t)position);

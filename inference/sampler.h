@@ -1,9 +1,9 @@
 /* inference/sampler.h: the next token from its logits.
  *
- * Order: repetition penalty (Keskar et al. 2019: logit/p when positive, logit*p when negative, for tokens seen),
- * temperature, top-k, top-p (smallest set of largest probabilities whose sum reaches p), min-p (probability at
- * least p times the largest). temperature 0 is greedy (ties to the lowest id). The draw is a function of
- * (seed, position): reproducible whatever else runs.
+ * Order: repetition penalty (Keskar et al. 2019: logit/p when positive, logit*p when negative, for
+ * tokens seen), temperature, top-k, top-p (smallest set of largest probabilities whose sum reaches
+ * p), min-p (probability at least p times the largest). temperature 0 is greedy (ties to the lowest
+ * id). The draw is a function of (seed, position): reproducible whatever else runs.
  */
 #ifndef HT_INFERENCE_SAMPLER_H
 #define HT_INFERENCE_SAMPLER_H
@@ -31,7 +31,8 @@ void ht_sampler_free(struct ht_sampler *s);
 /* Tokens that the repetition penalty counts as seen. */
 void ht_sampler_accept(struct ht_sampler *s, int32_t id);
 
-/* Pick from logits (vocab_size; changed in place by the penalty). HT_ERR_NUMERIC when no logit is finite. */
+/* Pick from logits (vocab_size; changed in place by the penalty). HT_ERR_NUMERIC when no logit is
+ * finite. */
 enum ht_status ht_sampler_pick(struct ht_sampler *s, float *logits, int64_t position, int32_t *id);
 
 #endif

@@ -1,4 +1,5 @@
-/* inference/session.h: a model opened for generation or scoring: weights, tokenizer, one sequence's state. */
+/* inference/session.h: a model opened for generation or scoring: weights, tokenizer, one sequence's
+ * state. */
 #ifndef HT_INFERENCE_SESSION_H
 #define HT_INFERENCE_SESSION_H
 
@@ -17,11 +18,11 @@ struct ht_session {
 };
 
 struct ht_session_options {
-    const char *path;        // run folder, checkpoint, or Hugging Face folder
-    const char *tokenizer;   // tokenizer.json instead of the folder's; NULL
-    int64_t context;         // 0: 4096, or less when the model has fewer positions
-    int threads;             // 0: all cores
-    bool fp32;               // compute in fp32 whatever is stored
+    const char *path;      // run folder, checkpoint, or Hugging Face folder
+    const char *tokenizer; // tokenizer.json instead of the folder's; NULL
+    int64_t context;       // 0: 4096, or less when the model has fewer positions
+    int threads;           // 0: all cores
+    bool fp32;             // compute in fp32 whatever is stored
     const struct ht_log *log;
 };
 

@@ -1,4 +1,5 @@
-/* programs/hybridtrain.c: train a recipe, or plan it. Argument parsing and exit codes, nothing else. */
+/* programs/hybridtrain.c: train a recipe, or plan it. Argument parsing and exit codes, nothing
+ * else. */
 #include <errno.h>
 #include <fcntl.h>
 #include <getopt.h>
@@ -20,7 +21,8 @@
 static const char help[] =
     "Usage: [mpirun -n N] hybridtrain RECIPE [section.key=value ...] [options]\n"
     "\n"
-    "Train the model that RECIPE (a libconfig file, see docs/recipes.md) describes. A run folder that has a\n"
+    "Train the model that RECIPE (a libconfig file, see docs/recipes.md) describes. A run folder "
+    "that has a\n"
     "checkpoint is resumed. Ranks share the data and the optimiser state (ZeRO).\n"
     "\n"
     "  --plan               print parameters, FLOPs, memory and predicted step time, then exit\n"
@@ -32,10 +34,13 @@ static const char help[] =
     "  --print-recipe-docs  print the documentation of every recipe key (docs/recipes.md)\n"
     "  --version, --help\n"
     "\n"
-    "Signals: SIGUSR1, SIGTERM, SIGINT finish the step, save a checkpoint and exit with 75; a second one exits\n"
+    "Signals: SIGUSR1, SIGTERM, SIGINT finish the step, save a checkpoint and exit with 75; a "
+    "second one exits\n"
     "at once. Under mpirun prefer SIGUSR1 (mpirun leaves ranks 2 s after SIGTERM).\n"
-    "Exit codes: 0 done, 1 failure at run time, 2 usage or recipe, 3 bad input data, 4 no usable checkpoint,\n"
-    "5 out of memory or disk, 6 a peer rank lost or timed out, 7 loss not finite, 75 stopped on request.\n";
+    "Exit codes: 0 done, 1 failure at run time, 2 usage or recipe, 3 bad input data, 4 no usable "
+    "checkpoint,\n"
+    "5 out of memory or disk, 6 a peer rank lost or timed out, 7 loss not finite, 75 stopped on "
+    "request.\n";
 
 struct arguments {
     const char *recipe, *device;
@@ -65,11 +70,16 @@ static int print_and_free(char *text)
 static int parse(struct arguments *a, int argc, char **argv)
 {
     static const struct option options[] = {
-        { "plan", 0, NULL, 'p' },         { "ranks", 1, NULL, 'n' },
-        { "device", 1, NULL, 'd' },       { "dry-run", 0, NULL, 'c' },
-        { "print-recipe", 0, NULL, 'r' }, { "print-hf-config", 0, NULL, 'f' },
-        { "print-recipe-docs", 0, NULL, 'D' }, { "version", 0, NULL, 'v' },
-        { "help", 0, NULL, 'h' },         { NULL, 0, NULL, 0 },
+        { "plan", 0, NULL, 'p' },
+        { "ranks", 1, NULL, 'n' },
+        { "device", 1, NULL, 'd' },
+        { "dry-run", 0, NULL, 'c' },
+        { "print-recipe", 0, NULL, 'r' },
+        { "print-hf-config", 0, NULL, 'f' },
+        { "print-recipe-docs", 0, NULL, 'D' },
+        { "version", 0, NULL, 'v' },
+        { "help", 0, NULL, 'h' },
+        { NULL, 0, NULL, 0 },
     };
     char *text = NULL, *end;
     int opt;
@@ -84,7 +94,8 @@ static int parse(struct arguments *a, int argc, char **argv)
         case 'n':
             a->ranks = (int)strtol(optarg, &end, 10);
             if (*end || a->ranks < 1 || a->ranks > 1 << 20) {
-                fprintf(stderr, "hybridtrain: --ranks is '%s'; it must be from 1 to 1048576\n", optarg);
+                fprintf(stderr, "hybridtrain: --ranks is '%s'; it must be from 1 to 1048576\n",
+                        optarg);
                 return 3;
             }
             break;
@@ -134,8 +145,8 @@ static enum ht_status lock_folder(int *fd, const char *dir)
         if (n > 0) owner[n] = '\0';
         close(*fd);
         *fd = -1;
-        return HT_FAIL(HT_ERR_IO, "%s: another run is writing this folder (%s); set train.name", dir,
-                       owner[0] ? owner : "unknown process");
+        return HT_FAIL(HT_ERR_IO, "%s: another run is writing this folder (%s); set train.name",
+                       dir, owner[0] ? owner : "unknown process");
     }
     char host[128] = "";
     gethostname(host, sizeof host - 1);
@@ -228,8 +239,9 @@ int main(int argc, char **argv)
     }
     HT_TRY_GOTO(st, done, ht_signals_install());
     HT_TRY_GOTO(st, done, ht_comm_init(&comm, &argc, &argv));
-    HT_TRY_GOTO(st, done,
-                ht_recipe_load(cfg, &recipe, a.recipe, a.n_overrides, a.overrides, ht_comm_size(comm)));
+    HT_TRY_GOTO(
+        st, done,
+        ht_recipe_load(cfg, &recipe, a.recipe, a.n_overrides, a.overrides, ht_comm_size(comm)));
     HT_TRY_GOTO(st, done, train(comm, cfg, recipe, a.dry_run));
 done:
     if (st != HT_OK) code = fail(comm, st);
