@@ -1,9 +1,7 @@
-/* core/ops/core_ops.h: inside core/ops only: the kernels' types and the copies that the table
- * lists.
+/* core/ops/core_ops.h: inside core/ops only: the kernels' types and the table that lists them.
  *
  * The public functions (gemm.h, embedding.h, ...) check their arguments once and call the table in
- * core_ops.c. Kernels may assume checked arguments: sizes not negative, pointers there, ids in
- * range.
+ * core_ops.c. Kernels may assume checked arguments: sizes >= 0, pointers there, ids in range.
  */
 #ifndef HT_OPS_CORE_OPS_H
 #define HT_OPS_CORE_OPS_H
@@ -26,10 +24,11 @@ typedef enum ht_status ht_sum_squares_fn(struct ht_backend *be, double *out, con
 
 /* Softmax, loss and gradient of a block of logits (loss.h), in place.
  *
- *   l = logit_scale * logits[r, :]     lse[r] = logsumexp(l)     logprobs[r] = l[label] - lse
- *   with gradients: logits[r, :] becomes grad_scale * ((1 + 2 z_coef lse) softmax(l) -
- * onehot(label)) in `dtype`; a bf16 row lies at the start of its fp32 row, so its stride is
- * 2*vocab_size elements. Rows whose label is negative get zeros in all three.
+ *   l = logit_scale * logits[r, :]     lse[r] = logsumexp(l)     logprob[r] = l[label] - lse
+ *   with gradients, logits[r, :] becomes
+ *     grad_scale * ((1 + 2 z_coef lse) softmax(l) - onehot(label))
+ * in `dtype`; a bf16 row lies at the start of its fp32 row, so its stride is 2*vocab_size elements.
+ * Rows whose label is negative get zeros in all three.
  */
 struct ht_softmax_ce_args {
     int64_t n_rows, vocab_size;
@@ -80,10 +79,10 @@ HT_ISA_DECLARE(ht_softmax_ce_fn, ht_softmax_ce_cpu);
 HT_ISA_DECLARE(ht_adamw_fn, ht_adamw_step_cpu);
 HT_ISA_DECLARE(ht_sum_squares_fn, ht_sum_squares_cpu);
 
-/* One row per backend, one column per operation, one cell per CPU level (CUDA repeats its
- * function). */
+/* A row of the table: one column per operation, one cell per CPU level. */
 struct ht_core_ops {
     ht_gemm_fn *gemm[HT_ISA_COUNT], *gemv[HT_ISA_COUNT];
+    ht_tile_fn *widen[HT_ISA_COUNT], *narrow[HT_ISA_COUNT];
     ht_embedding_fn *embedding_forward[HT_ISA_COUNT], *embedding_backward[HT_ISA_COUNT];
     ht_rmsnorm_fn *rmsnorm_forward[HT_ISA_COUNT], *rmsnorm_backward[HT_ISA_COUNT];
     ht_swiglu_fn *swiglu_forward[HT_ISA_COUNT], *swiglu_backward[HT_ISA_COUNT];

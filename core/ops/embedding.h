@@ -1,8 +1,8 @@
 /* core/ops/embedding.h: token embedding into the fp32 residual stream (spec 3.1).
  *
  *   forward   r[t, :] = multiplier * E[id[t], :]
- *   backward  grad_E[id[t], :] += multiplier * grad_r[t, :]     in token order: the same bits on
- * every run
+ *   backward  grad_E[id[t], :] += multiplier * grad_r[t, :]
+ * The backward adds in token order: the same bits on every run and thread count.
  */
 #ifndef HT_OPS_EMBEDDING_H
 #define HT_OPS_EMBEDDING_H

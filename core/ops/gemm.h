@@ -1,7 +1,7 @@
 /* core/ops/gemm.h: matrix products through oneDNN (CPU) or cuBLASLt (CUDA).
  *
- *   C = alpha * op(A) op(B) + beta * C        op(A) is (m, k), op(B) is (k, n), C is (m, n),
- * row-major
+ *   C = alpha * op(A) op(B) + beta * C
+ * op(A) is (m, k), op(B) is (k, n), C is (m, n), all row-major.
  *
  * A linear layer y = x W^T has trans_b = true with W stored [out, in]; its gradients are
  *   grad_x = grad_y W          (neither transposed)
@@ -34,8 +34,7 @@ struct ht_gemm_args {
     float alpha, beta; // beta is 0 (C need not be initialised) or 1
 };
 
-/* HT_ERR_ARG: a negative size, a stride below the row, beta not 0 or 1. m, n or k = 0 is allowed.
- */
+/* HT_ERR_ARG: a negative size, a stride below the row, beta not 0 or 1. Sizes of 0 are allowed. */
 enum ht_status ht_gemm(struct ht_backend *be, const struct ht_gemm_args *a);
 
 /* Scratch that any ht_gemm of this size may take from be->scratch (0 where the library owns it). */

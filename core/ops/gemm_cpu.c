@@ -31,9 +31,6 @@ static int64_t min64(int64_t x, int64_t y)
 // 14 MiB of fp32. A tile of B is widened once per TILE_M rows, which hides it behind the product.
 enum { TILE_M = 1024, TILE_N = 512, TILE_K = 2048 };
 
-static ht_tile_fn *const widen[HT_ISA_COUNT] = HT_ISA_ROW(ht_widen_cpu);
-static ht_tile_fn *const narrow[HT_ISA_COUNT] = HT_ISA_ROW(ht_narrow_cpu);
-
 struct widened {
     float *a, *b, *c; // (m, k) or (k, m), (k, n) or (n, k), (m, n) dense; c only where C is bf16
     int64_t i0, k0;   // what a holds; -1: nothing
@@ -65,10 +62,10 @@ static enum ht_status widened_tile(struct ht_backend *be, const struct ht_gemm_a
         .narrow = src_b + (a->trans_b ? j0 * a->ldb + k0 : k0 * a->ldb + j0),
         .wide = w->b,
     };
-    if (w->i0 != i0 || w->k0 != k0) widen[be->isa](be, &of_a);
+    if (w->i0 != i0 || w->k0 != k0) ht_core_ops_get(HT_BACKEND_CPU)->widen[be->isa](be, &of_a);
     w->i0 = i0;
     w->k0 = k0;
-    widen[be->isa](be, &of_b);
+    ht_core_ops_get(HT_BACKEND_CPU)->widen[be->isa](be, &of_b);
     const struct ht_gemm_args tile = {
         .m = w->m,
         .n = w->n,
@@ -111,7 +108,7 @@ static enum ht_status widened_rows(struct ht_backend *be, const struct ht_gemm_a
                                            .wide = w->c,
                                            .alpha = a->alpha,
                                            .add = a->beta != 0.0f };
-        narrow[be->isa](be, &of_c);
+        ht_core_ops_get(HT_BACKEND_CPU)->narrow[be->isa](be, &of_c);
     }
     return HT_OK;
 }

@@ -1,12 +1,12 @@
-/* core/ops/loss.c: output head and cross-entropy in blocks of tokens (loss.h): the order of the
- * products.
+/* core/ops/loss.c: output head and cross-entropy in blocks of tokens: the order of the products.
  *
- * Per block of tokens, with V the vocabulary:
+ * Per block of tokens (loss.h), with V the vocabulary:
  *   logits = u W^T            (block, V) fp32 in scratch
- *   softmax_ce                lse, log-probabilities; logits become their own gradient g, in
- * `dtype` grad_u = g W              grad_W += g^T u Every block reads W twice and reads and writes
- * the fp32 grad_W once, so a larger block saves traffic and a smaller one saves memory; see
- * block_rows.
+ *   softmax_ce                lse, log-probabilities; logits become their own gradient g in `dtype`
+ *   grad_u = g W
+ *   grad_W += g^T u
+ * Every block reads W twice and reads and writes the fp32 grad_W once, so a larger block saves
+ * traffic and a smaller one saves memory.
  */
 #include <inttypes.h>
 #include <string.h>
@@ -19,8 +19,7 @@
 enum { MAX_BLOCK = 512, MIN_BLOCK = 64 };
 static const int64_t block_target_bytes = (int64_t)128 << 20;
 
-/* The most rows per block; grows with n_tokens, so that scratch planned for a larger call suffices.
- */
+/* The most rows per block. Grows with n_tokens: scratch planned for a larger call suffices. */
 static int64_t most_rows(int64_t n_tokens, int64_t vocab_size)
 {
     int64_t rows = vocab_size > 0 ? block_target_bytes / (4 * vocab_size) : MAX_BLOCK;

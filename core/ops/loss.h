@@ -1,13 +1,15 @@
-/* core/ops/loss.h: output head with cross-entropy and z-loss; never holds the full logits
- * (spec 3.7).
+/* core/ops/loss.h: output head with cross-entropy and z-loss, without the full logits (spec 3.7).
  *
- *   logits[t, :] = logit_scale * W u[t]        (logit_scale = 1 / logits_scaling)
- *   lse[t] = logsumexp(logits[t])      loss = sum_t (lse[t] - logits[t, label[t]])   over labels >=
- * 0 zsum = sum_t lse[t]^2 over the same t The total that gradients belong to is  loss_scale * (loss
- * + z_coef * zsum); loss_scale is usually 1 / (labels of the whole global batch), so accumulation
- * and ranks do not change it. d/dlogit = loss_scale * ((softmax - onehot) + 2 z_coef lse softmax).
- * Tokens are done in blocks: block x vocab_size logits live in scratch, gradients are formed in the
- * same pass, nothing is recomputed.
+ *   logits[t, :] = logit_scale * W u[t]                (logit_scale = 1 / logits_scaling)
+ *   lse[t] = logsumexp(logits[t])
+ *   loss = sum_t (lse[t] - logits[t, label[t]])        over labels >= 0
+ *   zsum = sum_t lse[t]^2                              over the same t
+ *   total = loss_scale * (loss + z_coef * zsum)        what the gradients belong to
+ *   d total / d logit = loss_scale * ((softmax - onehot) + 2 z_coef lse softmax)
+ *
+ * loss_scale is usually 1 / (labels of the whole global batch), so accumulation and ranks do not
+ * change it. Tokens are done in blocks: block x vocab_size logits live in scratch, gradients are
+ * formed in the same pass, nothing is recomputed. A block without any label is skipped.
  */
 #ifndef HT_OPS_LOSS_H
 #define HT_OPS_LOSS_H

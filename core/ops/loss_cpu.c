@@ -1,5 +1,4 @@
-/* core/ops/loss_cpu.c: softmax, cross-entropy and gradient of a block of logits (core_ops.h,
- * loss.h).
+/* core/ops/loss_cpu.c: softmax, cross-entropy and gradient of a block of logits (core_ops.h).
  *
  * One thread takes a row, which stays in its L2 (128k entries are 512 KiB): a pass for the maximum,
  * a pass for the exponentials (kept in place when the gradient is wanted), a pass that scales and

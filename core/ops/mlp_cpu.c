@@ -1,5 +1,4 @@
-/* core/ops/mlp_cpu.c: SwiGLU forward and backward (mlp.h). Bound by memory: every element is
- * touched once.
+/* core/ops/mlp_cpu.c: SwiGLU forward and backward (mlp.h): every element is touched once.
  *
  * Backward reads gate and up of a vector before it writes their gradients, so the two may share a
  * buffer.

@@ -1,10 +1,12 @@
 /* core/ops/rmsnorm.h: residual addition and RMSNorm in one pass (spec 3.1, 3.2).
  *
- *   forward   r_out[t] = r_in[t] + branch_scale * branch[t]         (r_out = r_in when branch is
- * NULL) rstd[t] = 1 / sqrt(mean_i r_out[t,i]^2 + eps)    y[t,i] = w[i] * r_out[t,i] * rstd[t]
+ *   forward   r_out[t] = r_in[t] + branch_scale * branch[t]      (r_in when branch is NULL)
+ *             rstd[t] = 1 / sqrt(mean_i r_out[t,i]^2 + eps)
+ *             y[t,i] = w[i] * r_out[t,i] * rstd[t]
  *   backward  with xh = r_out rstd, e = w grad_y, c = mean(e xh):
- *             grad_r_in = grad_r_out + rstd (e - c xh)     (grad_r_out NULL: 0)
- *             grad_branch = branch_scale * grad_r_in       grad_w += sum_t grad_y xh
+ *             grad_r_in = grad_r_out + rstd (e - c xh)           (grad_r_out NULL: 0)
+ *             grad_branch = branch_scale * grad_r_in
+ *             grad_w += sum_t grad_y xh
  * The residual stream is fp32; branch, y, grad_y and grad_branch have `dtype`; w is fp32. Sums are
  * fp32 in a fixed order that does not depend on the thread count.
  */

@@ -1,5 +1,4 @@
-/* core/ops/rmsnorm_cpu.c: residual addition and RMSNorm, forward and backward (rmsnorm.h has the
- * equations).
+/* core/ops/rmsnorm_cpu.c: residual addition and RMSNorm, forward and backward (rmsnorm.h).
  *
  * Bound by memory. Forward: a row is read from memory once, then again from L1 for y. Backward
  * works on blocks of ROW_BLOCK rows: first row by row (grad_r_in, grad_branch), then column by
