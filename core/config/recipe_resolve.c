@@ -283,13 +283,18 @@ static enum ht_status batch(const struct resolver *v, int n_ranks)
     const int64_t unit = per_pass * n_ranks, wanted = c->train.global_batch_tokens;
     if (wanted % unit) {
         const int64_t below = wanted / unit * unit;
+        char nearest[64];
+        if (below)
+            snprintf(nearest, sizeof nearest, "%" PRId64 " or %" PRId64, below, below + unit);
+        else
+            snprintf(nearest, sizeof nearest, "%" PRId64, unit);
         return HT_FAIL(
             HT_ERR_RECIPE,
-            "%s is %" PRId64 "; it must be a multiple of data.seq_len * train.micro_batch * "
-            "ranks = %" PRId64 " * %" PRId64 " * %d = %" PRId64 "; nearest: %" PRId64
-            "%s%.0" PRId64,
+            "%s is %" PRId64
+            "; it must be a multiple of data.seq_len * train.micro_batch * ranks = %" PRId64
+            " * %" PRId64 " * %d = %" PRId64 "; nearest: %s",
             named(at, v, "train", "global_batch_tokens"), wanted, c->data.seq_len,
-            c->train.micro_batch, n_ranks, unit, below + unit, below ? " or " : "", below);
+            c->train.micro_batch, n_ranks, unit, nearest);
     }
     return HT_OK;
 }

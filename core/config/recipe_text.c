@@ -172,6 +172,12 @@ static enum ht_status scan(struct scanner *s)
             HT_TRY(check_number(s));
         } else if (isalpha((unsigned char)c) || c == '*') {
             while (isalnum((unsigned char)*s->p) || (*s->p && strchr("-_*", *s->p))) s->p++;
+            if (*s->p == '.')
+                return HT_FAIL(
+                    HT_ERR_RECIPE,
+                    "%s:%d: a dot in a name; section.key=value is for the command line, a "
+                    "file has section: { key = value; }",
+                    s->name, s->line);
         } else {
             if (c == '\n') s->line++;
             if (strchr("({[", c) && ++s->depth > MAX_DEPTH)
