@@ -10,9 +10,16 @@
  */
 #include "ssm/ssd_cpu.h"
 
-enum { ROWS = 32, MAX_TAPS = 4 };
+enum { ROWS = 32, MAX_TAPS = 4, AHEAD_BYTES = 128 };
 
 #define ALWAYS_INLINE inline __attribute__((always_inline))
+
+/* A column of a block visits ROWS lines far apart, which the hardware does not foresee: fetch the
+ * lines of the columns to come. */
+static ALWAYS_INLINE void fetch(const void *p, int64_t i, enum ht_dtype d)
+{
+    __builtin_prefetch((const char *)p + i * (int64_t)ht_dtype_bytes(d) + AHEAD_BYTES, 0, 3);
+}
 
 /* The sequence that row t belongs to. */
 static int64_t seq_of(const struct ht_seqs *s, int64_t t)
@@ -41,10 +48,9 @@ static ALWAYS_INLINE void load_taps(ht_vf *tap, const float *w, int64_t c, int64
 /* Channels c.. of row t of the sequence that starts at `begin`: from x, the carried state, or zero.
  */
 static ALWAYS_INLINE ht_vf row_at(const struct ht_conv1d_args *a, int64_t seq, int64_t begin,
-                                  int64_t t, int64_t c, const int W, const enum ht_dtype d)
+                                  int64_t t, int64_t c, const int64_t n, const int W,
+                                  const enum ht_dtype d)
 {
-    const int64_t n = a->n_channels - c;
-
     if (t >= begin) return ssd_load_n(a->x, t * a->x_stride + c, n, d);
     if (!a->state) return vf_set(0.0f);
     return ssd_load_n(a->state, (seq * (W - 1) + t - begin + W - 1) * a->n_channels + c, n,
@@ -67,29 +73,37 @@ static ALWAYS_INLINE void push(ht_vf *window, ht_vf v, const int W)
     window[W - 1] = v;
 }
 
+/* n channels at c: HT_VLEN, or what is left. */
+static ALWAYS_INLINE void forward_columns(const struct ht_conv1d_args *a, int64_t t0, int64_t t1,
+                                          int64_t c, const int64_t n, const int W,
+                                          const enum ht_dtype d)
+{
+    const ht_vf bias = a->bias ? ssd_load_n(a->bias, c, n, HT_DTYPE_F32) : vf_set(0.0f);
+    ht_vf tap[MAX_TAPS], window[MAX_TAPS];
+    int64_t t = t0;
+
+    load_taps(tap, a->w, c, n, W);
+    for (int64_t s = seq_of(&a->seqs, t0); t < t1; s++) {
+        const int64_t begin = a->seqs.starts[s];
+        const int64_t end = a->seqs.starts[s + 1] < t1 ? a->seqs.starts[s + 1] : t1;
+#pragma GCC unroll 4
+        for (int k = 1; k < W; k++) window[k] = row_at(a, s, begin, t - W + k, c, n, W, d);
+        for (; t < end; t++) {
+            fetch(a->x, t * a->x_stride + c, d);
+            fetch(a->y, t * a->y_stride + c, d);
+            push(window, ssd_load_n(a->x, t * a->x_stride + c, n, d), W);
+            ssd_store_n(a->y, t * a->y_stride + c, vf_silu(weigh(tap, window, bias, W)), n, d);
+        }
+    }
+}
+
 static ALWAYS_INLINE void forward_block(const struct ht_conv1d_args *a, int64_t t0, int64_t t1,
                                         const int W, const enum ht_dtype d)
 {
-    const int64_t first = seq_of(&a->seqs, t0);
+    int64_t c = 0;
 
-    for (int64_t c = 0; c < a->n_channels; c += HT_VLEN) {
-        const int64_t n = a->n_channels - c;
-        const ht_vf bias = a->bias ? ssd_load_n(a->bias, c, n, HT_DTYPE_F32) : vf_set(0.0f);
-        ht_vf tap[MAX_TAPS], window[MAX_TAPS];
-        int64_t t = t0;
-
-        load_taps(tap, a->w, c, n, W);
-        for (int64_t s = first; t < t1; s++) {
-            const int64_t begin = a->seqs.starts[s];
-            const int64_t end = a->seqs.starts[s + 1] < t1 ? a->seqs.starts[s + 1] : t1;
-#pragma GCC unroll 4
-            for (int k = 1; k < W; k++) window[k] = row_at(a, s, begin, t - W + k, c, W, d);
-            for (; t < end; t++) {
-                push(window, ssd_load_n(a->x, t * a->x_stride + c, n, d), W);
-                ssd_store_n(a->y, t * a->y_stride + c, vf_silu(weigh(tap, window, bias, W)), n, d);
-            }
-        }
-    }
+    for (; c + HT_VLEN <= a->n_channels; c += HT_VLEN) forward_columns(a, t0, t1, c, HT_VLEN, W, d);
+    if (c < a->n_channels) forward_columns(a, t0, t1, c, a->n_channels - c, W, d);
 }
 
 /* The last W-1 rows of sequence s; older ones move up when it is shorter. */
@@ -138,57 +152,68 @@ enum ht_status HT_ISA_FN(ht_conv1d_forward_cpu)(struct ht_backend *be,
     return HT_OK;
 }
 
+static ALWAYS_INLINE void backward_columns(const struct ht_conv1d_args *a, float *sums, int64_t t0,
+                                           int64_t t1, int64_t c, const int64_t n, const int W,
+                                           const enum ht_dtype d)
+{
+    const int64_t CD = a->n_channels;
+    const ht_vf zero = vf_set(0.0f);
+    const ht_vf bias = a->bias ? ssd_load_n(a->bias, c, n, HT_DTYPE_F32) : zero;
+    ht_vf tap[MAX_TAPS], window[MAX_TAPS], grad[MAX_TAPS], grad_tap[MAX_TAPS], grad_bias;
+    int64_t row = t0;
+
+    load_taps(tap, a->w, c, n, W);
+#pragma GCC unroll 4
+    for (int k = 0; k < W; k++) grad_tap[k] = ssd_load_n(sums, k * CD + c, n, HT_DTYPE_F32);
+    grad_bias = ssd_load_n(sums, W * CD + c, n, HT_DTYPE_F32);
+    for (int64_t s = seq_of(&a->seqs, t0); row < t1; s++) {
+        const int64_t begin = a->seqs.starts[s], end = a->seqs.starts[s + 1];
+        const int64_t stop = end < t1 ? end : t1, from = row;
+        window[0] = zero; // pushed out before it is read
+#pragma GCC unroll 4
+        for (int k = 1; k < W; k++) window[k] = row_at(a, s, begin, from - W + k, c, n, W, d);
+#pragma GCC unroll 4
+        for (int k = 0; k < W; k++) grad[k] = zero; // grad[k] = dpre[t - (W-1) + k]
+        for (int64_t t = from; t < stop + W - 1; t++) {
+            ht_vf dpre = zero;
+            if (t < end) {
+                fetch(a->x, t * a->x_stride + c, d);
+                fetch(a->grad_y, t * a->grad_y_stride + c, d);
+                fetch(a->grad_x, t * a->grad_x_stride + c, d);
+                push(window, ssd_load_n(a->x, t * a->x_stride + c, n, d), W);
+                dpre = ssd_load_n(a->grad_y, t * a->grad_y_stride + c, n, d) *
+                       vf_silu_grad(weigh(tap, window, bias, W));
+            }
+            push(grad, dpre, W);
+            if (t < stop) {
+#pragma GCC unroll 4
+                for (int k = 0; k < W; k++) grad_tap[k] += dpre * window[k];
+                grad_bias += dpre;
+            }
+            if (t - (W - 1) >= from) {
+                ht_vf g = zero;
+#pragma GCC unroll 4
+                for (int k = 0; k < W; k++) g += tap[k] * grad[W - 1 - k];
+                ssd_store_n(a->grad_x, (t - (W - 1)) * a->grad_x_stride + c, g, n, d);
+            }
+        }
+        row = stop;
+    }
+#pragma GCC unroll 4
+    for (int k = 0; k < W; k++) ssd_store_n(sums, k * CD + c, grad_tap[k], n, HT_DTYPE_F32);
+    ssd_store_n(sums, W * CD + c, grad_bias, n, HT_DTYPE_F32);
+}
+
 /* grad_x of rows t0..t1-1; sums: grad_w as (W, CD), then grad_bias (CD), of the same rows, added
  * to. */
 static ALWAYS_INLINE void backward_block(const struct ht_conv1d_args *a, float *sums, int64_t t0,
                                          int64_t t1, const int W, const enum ht_dtype d)
 {
-    const int64_t first = seq_of(&a->seqs, t0), CD = a->n_channels;
-    const ht_vf zero = vf_set(0.0f);
+    int64_t c = 0;
 
-    for (int64_t c = 0; c < CD; c += HT_VLEN) {
-        const int64_t n = CD - c;
-        const ht_vf bias = a->bias ? ssd_load_n(a->bias, c, n, HT_DTYPE_F32) : zero;
-        ht_vf tap[MAX_TAPS], window[MAX_TAPS], grad[MAX_TAPS], grad_tap[MAX_TAPS], grad_bias;
-        int64_t row = t0;
-
-        load_taps(tap, a->w, c, n, W);
-#pragma GCC unroll 4
-        for (int k = 0; k < W; k++) grad_tap[k] = ssd_load_n(sums, k * CD + c, n, HT_DTYPE_F32);
-        grad_bias = ssd_load_n(sums, W * CD + c, n, HT_DTYPE_F32);
-        for (int64_t s = first; row < t1; s++) {
-            const int64_t begin = a->seqs.starts[s], end = a->seqs.starts[s + 1];
-            const int64_t stop = end < t1 ? end : t1, from = row;
-#pragma GCC unroll 4
-            for (int k = 1; k < W; k++) window[k] = row_at(a, s, begin, from - W + k, c, W, d);
-            window[0] = zero;                           // pushed out before it is read
-            for (int k = 0; k < W; k++) grad[k] = zero; // grad[k] = dpre[t - (W-1) + k]
-            for (int64_t t = from; t < stop + W - 1; t++) {
-                ht_vf dpre = zero;
-                if (t < end) {
-                    push(window, ssd_load_n(a->x, t * a->x_stride + c, n, d), W);
-                    dpre = ssd_load_n(a->grad_y, t * a->grad_y_stride + c, n, d) *
-                           vf_silu_grad(weigh(tap, window, bias, W));
-                }
-                push(grad, dpre, W);
-                if (t < stop) {
-#pragma GCC unroll 4
-                    for (int k = 0; k < W; k++) grad_tap[k] += dpre * window[k];
-                    grad_bias += dpre;
-                }
-                if (t - (W - 1) >= from) {
-                    ht_vf g = zero;
-#pragma GCC unroll 4
-                    for (int k = 0; k < W; k++) g += tap[k] * grad[W - 1 - k];
-                    ssd_store_n(a->grad_x, (t - (W - 1)) * a->grad_x_stride + c, g, n, d);
-                }
-            }
-            row = stop;
-        }
-#pragma GCC unroll 4
-        for (int k = 0; k < W; k++) ssd_store_n(sums, k * CD + c, grad_tap[k], n, HT_DTYPE_F32);
-        ssd_store_n(sums, W * CD + c, grad_bias, n, HT_DTYPE_F32);
-    }
+    for (; c + HT_VLEN <= a->n_channels; c += HT_VLEN)
+        backward_columns(a, sums, t0, t1, c, HT_VLEN, W, d);
+    if (c < a->n_channels) backward_columns(a, sums, t0, t1, c, a->n_channels - c, W, d);
 }
 
 enum ht_status HT_ISA_FN(ht_conv1d_backward_cpu)(struct ht_backend *be,

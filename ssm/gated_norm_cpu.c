@@ -9,35 +9,87 @@
 
 enum { BUFFER = 8192 }; // floats, 32 KiB
 
-/* sigmoid(z) of elements j.. of a row; ws holds what the first pass stored. */
-static inline ht_vf gate_at(const float *ws, int64_t j, ht_vf z, int64_t n)
+#define ALWAYS_INLINE inline __attribute__((always_inline))
+
+/* One group of one row, element offsets j counted from the group's start. */
+struct row {
+    const struct ht_gated_norm_args *a;
+    int64_t y_at, z_at, grad_z_at, j0, width;
+    bool more; // another row follows: the second pass fetches it while this one's values are in L1
+    enum ht_dtype d;
+};
+
+static ALWAYS_INLINE struct row row_at(const struct ht_gated_norm_args *a, int64_t t, int64_t g,
+                                       int64_t width, const enum ht_dtype d)
 {
-    return j + n <= BUFFER ? ssd_load_n(ws, j, n, HT_DTYPE_F32) : vf_sigmoid(z);
+    return (struct row){ .a = a,
+                         .y_at = t * a->d_inner + g * width,
+                         .z_at = t * a->z_stride + g * width,
+                         .grad_z_at = t * a->grad_z_stride + g * width,
+                         .j0 = g * width,
+                         .width = width,
+                         .more = t + 1 < a->n_tokens,
+                         .d = d };
 }
 
-static void forward_group(const struct ht_gated_norm_args *a, int64_t t, int64_t j0, int64_t width,
-                          int64_t group, int64_t groups, const enum ht_dtype d)
+static ALWAYS_INLINE void fetch(const void *p, int64_t i, enum ht_dtype d)
 {
-    const int64_t y_at = t * a->d_inner + j0, z_at = t * a->z_stride + j0;
-    ht_vf sum = vf_set(0.0f);
-    float ws[BUFFER];
+    __builtin_prefetch((const char *)p + i * (int64_t)ht_dtype_bytes(d), 0, 3);
+}
 
-    for (int64_t j = 0; j < width; j += HT_VLEN) {
-        const int64_t n = width - j < HT_VLEN ? width - j : HT_VLEN;
-        const ht_vf z = ssd_load_n(a->z, z_at + j, n, d), gate = vf_sigmoid(z);
-        const ht_vf q = ssd_load_n(a->y, y_at + j, n, d) * (z * gate);
-        if (j + n <= BUFFER) ssd_store_n(ws, j, gate, n, HT_DTYPE_F32);
-        sum += q * q;
+/* sigmoid(z) of n elements at j: the first pass leaves it in `gates`, the second takes it from
+ * there. */
+static ALWAYS_INLINE ht_vf gate_put(float *gates, int64_t j, ht_vf z, const int64_t n)
+{
+    const ht_vf gate = vf_sigmoid(z);
+    if (j + n <= BUFFER) ssd_store_n(gates, j, gate, n, HT_DTYPE_F32);
+    return gate;
+}
+
+static ALWAYS_INLINE ht_vf gate_get(const float *gates, int64_t j, ht_vf z, const int64_t n)
+{
+    return j + n <= BUFFER ? ssd_load_n(gates, j, n, HT_DTYPE_F32) : vf_sigmoid(z);
+}
+
+/* q^2 of n elements at j */
+static ALWAYS_INLINE ht_vf forward_square(const struct row *r, float *gates, int64_t j,
+                                          const int64_t n)
+{
+    const ht_vf z = ssd_load_n(r->a->z, r->z_at + j, n, r->d);
+    const ht_vf q = ssd_load_n(r->a->y, r->y_at + j, n, r->d) * (z * gate_put(gates, j, z, n));
+    return q * q;
+}
+
+static ALWAYS_INLINE void forward_store(const struct row *r, const float *gates, int64_t j,
+                                        float rstd, const int64_t n)
+{
+    const struct ht_gated_norm_args *a = r->a;
+    const ht_vf z = ssd_load_n(a->z, r->z_at + j, n, r->d);
+    const ht_vf q = ssd_load_n(a->y, r->y_at + j, n, r->d) * (z * gate_get(gates, j, z, n));
+
+    if (r->more) {
+        fetch(a->z, r->z_at + a->z_stride + j, r->d);
+        fetch(a->y, r->y_at + a->d_inner + j, r->d);
     }
+    ssd_store_n(a->o, r->y_at + j, ssd_load_n(a->w, r->j0 + j, n, HT_DTYPE_F32) * (q * rstd), n,
+                r->d);
+}
+
+/* rstd of the group */
+static ALWAYS_INLINE float forward_group(const struct ht_gated_norm_args *a, int64_t t, int64_t g,
+                                         int64_t width, const enum ht_dtype d)
+{
+    const struct row r = row_at(a, t, g, width, d);
+    ht_vf sum = vf_set(0.0f);
+    float gates[BUFFER];
+    int64_t j = 0;
+
+    for (; j + HT_VLEN <= width; j += HT_VLEN) sum += forward_square(&r, gates, j, HT_VLEN);
+    if (j < width) sum += forward_square(&r, gates, j, width - j);
     const float rstd = 1.0f / sqrtf(ssd_sum(sum) / (float)width + a->eps);
-    if (a->rstd) a->rstd[t * groups + group] = rstd;
-    for (int64_t j = 0; j < width; j += HT_VLEN) {
-        const int64_t n = width - j < HT_VLEN ? width - j : HT_VLEN;
-        const ht_vf z = ssd_load_n(a->z, z_at + j, n, d);
-        const ht_vf q = ssd_load_n(a->y, y_at + j, n, d) * (z * gate_at(ws, j, z, n));
-        const ht_vf w = ssd_load_n(a->w, j0 + j, n, HT_DTYPE_F32);
-        ssd_store_n(a->o, y_at + j, w * (q * rstd), n, d);
-    }
+    for (j = 0; j + HT_VLEN <= width; j += HT_VLEN) forward_store(&r, gates, j, rstd, HT_VLEN);
+    if (j < width) forward_store(&r, gates, j, rstd, width - j);
+    return rstd;
 }
 
 enum ht_status HT_ISA_FN(ht_gated_norm_forward_cpu)(struct ht_backend *be,
@@ -49,44 +101,64 @@ enum ht_status HT_ISA_FN(ht_gated_norm_forward_cpu)(struct ht_backend *be,
 #pragma omp parallel for num_threads(be->n_threads) schedule(static) if (parallel)
     for (int64_t t = 0; t < a->n_tokens; t++)
         for (int64_t g = 0; g < groups; g++) {
-            if (a->dtype == HT_DTYPE_F32) // a constant type makes loops without branches
-                forward_group(a, t, g * width, width, g, groups, HT_DTYPE_F32);
-            else
-                forward_group(a, t, g * width, width, g, groups, HT_DTYPE_BF16);
+            const float rstd = a->dtype == HT_DTYPE_F32 // a constant type: loops without branches
+                                   ? forward_group(a, t, g, width, HT_DTYPE_F32)
+                                   : forward_group(a, t, g, width, HT_DTYPE_BF16);
+            if (a->rstd) a->rstd[t * groups + g] = rstd;
         }
     return HT_OK;
 }
 
-static void backward_group(const struct ht_gated_norm_args *a, float *grad_w, int64_t t, int64_t j0,
-                           int64_t width, float rstd, const enum ht_dtype d)
+/* e xh of n elements at j */
+static ALWAYS_INLINE ht_vf backward_product(const struct row *r, float *gates, int64_t j,
+                                            float rstd, const int64_t n)
 {
-    const int64_t y_at = t * a->d_inner + j0, z_at = t * a->z_stride + j0;
-    ht_vf sum = vf_set(0.0f);
-    float ws[BUFFER];
+    const struct ht_gated_norm_args *a = r->a;
+    const ht_vf z = ssd_load_n(a->z, r->z_at + j, n, r->d);
+    const ht_vf q = ssd_load_n(a->y, r->y_at + j, n, r->d) * (z * gate_put(gates, j, z, n));
+    const ht_vf w = ssd_load_n(a->w, r->j0 + j, n, HT_DTYPE_F32);
+    return (w * ssd_load_n(a->grad_o, r->y_at + j, n, r->d)) * (q * rstd);
+}
 
-    for (int64_t j = 0; j < width; j += HT_VLEN) {
-        const int64_t n = width - j < HT_VLEN ? width - j : HT_VLEN;
-        const ht_vf z = ssd_load_n(a->z, z_at + j, n, d), gate = vf_sigmoid(z);
-        const ht_vf q = ssd_load_n(a->y, y_at + j, n, d) * (z * gate);
-        const ht_vf w = ssd_load_n(a->w, j0 + j, n, HT_DTYPE_F32);
-        if (j + n <= BUFFER) ssd_store_n(ws, j, gate, n, HT_DTYPE_F32);
-        sum += (w * ssd_load_n(a->grad_o, y_at + j, n, d)) * (q * rstd);
+static ALWAYS_INLINE void backward_store(const struct row *r, float *grad_w, const float *gates,
+                                         int64_t j, float rstd, float c, const int64_t n)
+{
+    const struct ht_gated_norm_args *a = r->a;
+    const ht_vf z = ssd_load_n(a->z, r->z_at + j, n, r->d), gate = gate_get(gates, j, z, n);
+    const ht_vf y = ssd_load_n(a->y, r->y_at + j, n, r->d), silu = z * gate, xh = y * silu * rstd;
+    const ht_vf w = ssd_load_n(a->w, r->j0 + j, n, HT_DTYPE_F32);
+    const ht_vf grad_o = ssd_load_n(a->grad_o, r->y_at + j, n, r->d);
+    const ht_vf grad_q = (w * grad_o - xh * c) * rstd;
+
+    if (r->more) {
+        fetch(a->z, r->z_at + a->z_stride + j, r->d);
+        fetch(a->y, r->y_at + a->d_inner + j, r->d);
+        fetch(a->grad_o, r->y_at + a->d_inner + j, r->d);
+        fetch(a->grad_z, r->grad_z_at + a->grad_z_stride + j, r->d);
     }
+    ssd_store_n(grad_w, r->j0 + j, ssd_load_n(grad_w, r->j0 + j, n, HT_DTYPE_F32) + grad_o * xh, n,
+                HT_DTYPE_F32);
+    if (a->o) ssd_store_n(a->o, r->y_at + j, w * xh, n, r->d);
+    ssd_store_n(a->grad_y, r->y_at + j, grad_q * silu, n, r->d);
+    ssd_store_n(a->grad_z, r->grad_z_at + j, grad_q * y * (gate * (1.0f + z * (1.0f - gate))), n,
+                r->d);
+}
+
+static ALWAYS_INLINE void backward_group(const struct ht_gated_norm_args *a, float *grad_w,
+                                         int64_t t, int64_t g, int64_t width, float rstd,
+                                         const enum ht_dtype d)
+{
+    const struct row r = row_at(a, t, g, width, d);
+    ht_vf sum = vf_set(0.0f);
+    float gates[BUFFER];
+    int64_t j = 0;
+
+    for (; j + HT_VLEN <= width; j += HT_VLEN) sum += backward_product(&r, gates, j, rstd, HT_VLEN);
+    if (j < width) sum += backward_product(&r, gates, j, rstd, width - j);
     const float c = ssd_sum(sum) / (float)width; // mean(e xh)
-    for (int64_t j = 0; j < width; j += HT_VLEN) {
-        const int64_t n = width - j < HT_VLEN ? width - j : HT_VLEN;
-        const ht_vf z = ssd_load_n(a->z, z_at + j, n, d), gate = gate_at(ws, j, z, n);
-        const ht_vf y = ssd_load_n(a->y, y_at + j, n, d), silu = z * gate, xh = y * silu * rstd;
-        const ht_vf w = ssd_load_n(a->w, j0 + j, n, HT_DTYPE_F32);
-        const ht_vf grad_o = ssd_load_n(a->grad_o, y_at + j, n, d);
-        const ht_vf grad_q = (w * grad_o - xh * c) * rstd;
-        ssd_store_n(grad_w, j0 + j, ssd_load_n(grad_w, j0 + j, n, HT_DTYPE_F32) + grad_o * xh, n,
-                    HT_DTYPE_F32);
-        if (a->o) ssd_store_n(a->o, y_at + j, w * xh, n, d);
-        ssd_store_n(a->grad_y, y_at + j, grad_q * silu, n, d);
-        ssd_store_n(a->grad_z, t * a->grad_z_stride + j0 + j,
-                    grad_q * y * (gate * (1.0f + z * (1.0f - gate))), n, d);
-    }
+    for (j = 0; j + HT_VLEN <= width; j += HT_VLEN)
+        backward_store(&r, grad_w, gates, j, rstd, c, HT_VLEN);
+    if (j < width) backward_store(&r, grad_w, gates, j, rstd, c, width - j);
 }
 
 enum ht_status HT_ISA_FN(ht_gated_norm_backward_cpu)(struct ht_backend *be,
@@ -110,9 +182,9 @@ enum ht_status HT_ISA_FN(ht_gated_norm_backward_cpu)(struct ht_backend *be,
                 for (int64_t g = 0; g < groups; g++) {
                     const float rstd = a->rstd[t * groups + g];
                     if (a->dtype == HT_DTYPE_F32)
-                        backward_group(a, grad_w, t, g * width, width, rstd, HT_DTYPE_F32);
+                        backward_group(a, grad_w, t, g, width, rstd, HT_DTYPE_F32);
                     else
-                        backward_group(a, grad_w, t, g * width, width, rstd, HT_DTYPE_BF16);
+                        backward_group(a, grad_w, t, g, width, rstd, HT_DTYPE_BF16);
                 }
         }
 #pragma omp for schedule(static)
