@@ -35,6 +35,8 @@ struct learner {
     int64_t n_pairs, n_slots;
     struct entry *heap;
     int64_t n_heap, heap_room;
+    uint64_t *fresh; // keys of pairs that are not in the heap yet
+    int64_t n_fresh, fresh_room;
 };
 
 static enum ht_status no_memory(void)
@@ -80,6 +82,19 @@ static enum ht_status grow_pairs(struct learner *l)
     return HT_OK;
 }
 
+static enum ht_status note_fresh(struct learner *l, uint64_t key)
+{
+    if (l->n_fresh == l->fresh_room) {
+        const int64_t room = l->fresh_room ? 2 * l->fresh_room : 1024;
+        uint64_t *fresh = realloc(l->fresh, (size_t)room * sizeof *fresh);
+        if (!fresh) return no_memory();
+        l->fresh = fresh;
+        l->fresh_room = room;
+    }
+    l->fresh[l->n_fresh++] = key;
+    return HT_OK;
+}
+
 static enum ht_status add_count(struct learner *l, uint64_t key, int64_t count, int32_t word)
 {
     if (2 * l->n_pairs >= l->n_slots) HT_TRY(grow_pairs(l));
@@ -87,6 +102,7 @@ static enum ht_status add_count(struct learner *l, uint64_t key, int64_t count, 
     if (!p->key) {
         p->key = key;
         l->n_pairs++;
+        HT_TRY(note_fresh(l, key));
     }
     p->count += count;
     if (count < 0 || (p->n_words && p->words[p->n_words - 1] == word)) return HT_OK;
@@ -141,51 +157,52 @@ static struct entry pop(struct learner *l)
     return top;
 }
 
-static enum ht_status count_pairs(struct learner *l, int32_t word, int64_t count)
+static enum ht_status count_pairs(struct learner *l, int32_t word)
 {
     const int32_t *s = l->symbols + l->first[word];
     for (int32_t i = 0; i + 1 < l->length[word]; i++)
-        HT_TRY(add_count(l, key_of(s[i], s[i + 1]), count, word));
+        HT_TRY(add_count(l, key_of(s[i], s[i + 1]), l->words[word].count, word));
     return HT_OK;
 }
 
-/* Replace every left,right of the word by the new token, from the left; counts follow. */
+/* Replace every left,right of the word by the new token, from the left. Only the pairs beside a
+ * replaced one change, so a word costs one pass over its symbols and not a recount. */
 static enum ht_status merge_in_word(struct learner *l, int32_t word, int32_t left, int32_t right,
                                     int32_t id)
 {
     int32_t *s = l->symbols + l->first[word];
     const int32_t n = l->length[word];
+    const int64_t count = l->words[word].count;
     int32_t kept = 0;
-    bool found = false;
 
-    for (int32_t i = 0; i + 1 < n && !found; i++) found = s[i] == left && s[i + 1] == right;
-    if (!found) return HT_OK; // merged away since it was listed
-    HT_TRY(count_pairs(l, word, -l->words[word].count));
     for (int32_t i = 0; i < n; i++) {
-        if (i + 1 < n && s[i] == left && s[i + 1] == right) {
-            s[kept++] = id;
-            i++;
-        } else {
+        if (i + 1 == n || s[i] != left || s[i + 1] != right) {
             s[kept++] = s[i];
+            continue;
         }
+        if (kept > 0) {
+            HT_TRY(add_count(l, key_of(s[kept - 1], left), -count, word));
+            HT_TRY(add_count(l, key_of(s[kept - 1], id), count, word));
+        }
+        if (i + 2 < n) {
+            HT_TRY(add_count(l, key_of(right, s[i + 2]), -count, word));
+            HT_TRY(add_count(l, key_of(id, s[i + 2]), count, word));
+        }
+        s[kept++] = id;
+        i++;
     }
-    l->length[word] = kept;
-    return count_pairs(l, word, l->words[word].count);
+    l->length[word] = kept; // unchanged when the pair was merged away since the word was listed
+    return HT_OK;
 }
 
-/* Pairs with the new token enter the heap: they are all in the words just changed. */
-static enum ht_status push_new_pairs(struct learner *l, const int32_t *changed, int32_t n,
-                                     int32_t id)
+/* Pairs met for the first time, which are all the pairs of a new token, enter the heap. */
+static enum ht_status push_fresh(struct learner *l)
 {
-    for (int32_t k = 0; k < n; k++) {
-        const int32_t *s = l->symbols + l->first[changed[k]];
-        for (int32_t i = 0; i + 1 < l->length[changed[k]]; i++) {
-            if (s[i] != id && s[i + 1] != id) continue;
-            const struct pair *p = find_pair(l, key_of(s[i], s[i + 1]));
-            // once per pair: when its first listed word comes by
-            if (p->words[0] == changed[k]) HT_TRY(push(l, (struct entry){ p->count, p->key }));
-        }
+    for (int64_t i = 0; i < l->n_fresh; i++) {
+        const struct pair *p = find_pair(l, l->fresh[i]);
+        if (p->count > 0) HT_TRY(push(l, (struct entry){ p->count, p->key }));
     }
+    l->n_fresh = 0;
     return HT_OK;
 }
 
@@ -218,9 +235,8 @@ static enum ht_status learn(struct learner *l, int64_t vocab_size, int64_t n_byt
 {
     struct ht_bpe_vocab *v = l->v;
 
-    for (int64_t w = 0; w < l->n_words; w++) HT_TRY(count_pairs(l, (int32_t)w, l->words[w].count));
-    for (int64_t i = 0; i < l->n_slots; i++)
-        if (l->pairs[i].key) HT_TRY(push(l, (struct entry){ l->pairs[i].count, l->pairs[i].key }));
+    for (int64_t w = 0; w < l->n_words; w++) HT_TRY(count_pairs(l, (int32_t)w));
+    HT_TRY(push_fresh(l));
     while (v->n_tokens < vocab_size && l->n_heap > 0) {
         const struct entry top = pop(l);
         struct pair *p = find_pair(l, top.key);
@@ -239,9 +255,11 @@ static enum ht_status learn(struct learner *l, int64_t vocab_size, int64_t n_byt
         enum ht_status st = new_token(v, &n_bytes, &room, left, right);
         for (int32_t i = 0; i < n_changed && st == HT_OK; i++)
             st = merge_in_word(l, changed[i], left, right, id);
-        if (st == HT_OK) st = push_new_pairs(l, changed, n_changed, id);
         free(changed);
         HT_TRY(st);
+        // in "aaa" the pair a,a counts twice and merges once; the new token cannot bring it back
+        find_pair(l, top.key)->count = 0;
+        HT_TRY(push_fresh(l));
     }
     return HT_OK;
 }
@@ -318,6 +336,7 @@ done:
     for (int64_t i = 0; i < l.n_slots; i++) free(l.pairs[i].words);
     free(l.pairs);
     free(l.heap);
+    free(l.fresh);
     free(l.symbols);
     free(l.first);
     free(l.length);

@@ -219,7 +219,16 @@ static enum ht_status describe_model(json_t *vocab, json_t *merges, const struct
     for (int64_t id = 0; id < v->n_tokens; id++) {
         char *text = id < n_specials ? strdup(specials[id])
                                      : token_text(v->bytes + v->start[id], (size_t)v->length[id]);
-        const int failed = !text || json_object_set_new_nocheck(vocab, text, json_integer(id)) != 0;
+        if (text && id >= n_specials && json_object_get(vocab, text)) {
+            const enum ht_status st =
+                HT_FAIL(HT_ERR_ARG,
+                        "special token '%s' is also a piece of the text's words; choose "
+                        "a text of its own, such as <|%s|>",
+                        text, text);
+            free(text);
+            return st;
+        }
+        const int failed = !text || json_object_set_new(vocab, text, json_integer(id)) != 0;
         free(text);
         if (failed) return HT_FAIL(HT_ERR_MEMORY, "no memory for the vocabulary");
     }
@@ -266,6 +275,23 @@ done:
     return st;
 }
 
+static enum ht_status check_special(const char *const *specials, int i)
+{
+    char *repaired = NULL;
+    size_t n;
+
+    if (!specials[i][0]) return HT_FAIL(HT_ERR_ARG, "a special token is empty");
+    HT_TRY(ht_utf8_repair(&repaired, &n, specials[i], strlen(specials[i])));
+    if (repaired) {
+        free(repaired);
+        return HT_FAIL(HT_ERR_ARG, "special token %d is not valid UTF-8", i);
+    }
+    for (int j = 0; j < i; j++)
+        if (strcmp(specials[i], specials[j]) == 0)
+            return HT_FAIL(HT_ERR_ARG, "special token '%s' is given twice", specials[i]);
+    return HT_OK;
+}
+
 enum ht_status ht_bpe_trainer_learn(struct ht_bpe_trainer *t, int64_t vocab_size,
                                     const char *const *specials, int n_specials, char **json,
                                     int64_t *learned)
@@ -280,10 +306,7 @@ enum ht_status ht_bpe_trainer_learn(struct ht_bpe_trainer *t, int64_t vocab_size
                        "a vocabulary of %lld; it must be from %d (256 bytes and the special "
                        "tokens) to 1000000",
                        (long long)vocab_size, 256 + n_specials);
-    for (int i = 0; i < n_specials; i++)
-        for (int j = 0; j < i; j++)
-            if (strcmp(specials[i], specials[j]) == 0)
-                return HT_FAIL(HT_ERR_ARG, "special token '%s' is given twice", specials[i]);
+    for (int i = 0; i < n_specials; i++) HT_TRY(check_special(specials, i));
     for (int k = 1; k < t->n_threads; k++) {
         for (int64_t i = 0; i < t->maps[k].n_words; i++) {
             const struct ht_bpe_word *w = &t->maps[k].words[i];

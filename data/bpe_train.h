@@ -27,7 +27,7 @@ enum ht_status ht_bpe_trainer_add(struct ht_bpe_trainer *t, const char *const *t
 
 /* Learn up to vocab_size tokens (fewer when no pair is left) and return a tokenizer.json that
  * Hugging Face loads (free() it). HT_ERR_ARG: vocab_size below 256 + n_specials or above 1000000;
- * repeated special. */
+ * a special token that is empty, not UTF-8, repeated, or a piece of the text's words. */
 enum ht_status ht_bpe_trainer_learn(struct ht_bpe_trainer *t, int64_t vocab_size,
                                     const char *const *specials, int n_specials, char **json,
                                     int64_t *learned);
