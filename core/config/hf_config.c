@@ -15,11 +15,9 @@ struct reader {
     enum ht_status st; // the first failure; later reads do nothing
 };
 
-/* ---- text
- * ------------------------------------------------------------------------------------------ */
+/* ---- text ---- */
 
-/* Python writes Infinity, which JSON has not got: it becomes a string here. free() the result. */
-static char *quote_infinity(const char *json, size_t n_bytes)
+char *ht_hf_json_text(const char *json, size_t n_bytes)
 {
     static const char word[] = "Infinity";
     const size_t n_word = sizeof word - 1;
@@ -48,8 +46,7 @@ static char *quote_infinity(const char *json, size_t n_bytes)
     return out;
 }
 
-/* ---- values
- * ---------------------------------------------------------------------------------------- */
+/* ---- values ---- */
 
 /* NULL for absent and for null. */
 static const json_t *find(const json_t *object, const char *key)
@@ -141,8 +138,7 @@ static void must_be_silu(struct reader *r)
         wrong(r, "hidden_act", "\"silu\"; no other is supported");
 }
 
-/* ---- parts that several families share
- * ------------------------------------------------------------- */
+/* ---- parts that several families share ---- */
 
 static void read_attention(struct reader *r, struct ht_model_config *m)
 {
@@ -245,8 +241,7 @@ static void set_inner(struct reader *r, struct ht_model_config *m, const char *k
                         r->name, m->ssm_heads, m->ssm_d_head, key, m->d_inner);
 }
 
-/* ---- families
- * -------------------------------------------------------------------------------------- */
+/* ---- families ---- */
 
 /* Layer kinds as a list of names; false when the key is absent. */
 static bool read_layer_types(struct reader *r, struct ht_model_config *m, const char *key)
@@ -403,7 +398,7 @@ enum ht_status ht_model_config_from_hf(struct ht_model_config *out, const char *
     json_error_t error;
 
     memset(out, 0, sizeof *out);
-    char *text = quote_infinity(json, n_bytes);
+    char *text = ht_hf_json_text(json, n_bytes);
     if (!text) return HT_FAIL(HT_ERR_MEMORY, "%s: no memory for %zu bytes", name, n_bytes);
     json_t *root = json_loadb(text, strlen(text), JSON_REJECT_DUPLICATES, &error);
     free(text);

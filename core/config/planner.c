@@ -9,8 +9,7 @@
 
 #include "core/base/isa.h"
 
-/* ---- devices
- * --------------------------------------------------------------------------------------- */
+/* ---- devices ---- */
 
 enum { GPUS_PER_HOST = 8 };
 
@@ -102,8 +101,7 @@ static bool find_gpu(struct ht_device_model *out, const char *name, const struct
     return false;
 }
 
-/* ---- FLOPs
- * ----------------------------------------------------------------------------------------- */
+/* ---- FLOPs ---- */
 
 double ht_flops_forward(const struct ht_model_config *m, double seq)
 {
@@ -126,8 +124,7 @@ double ht_flops_forward(const struct ht_model_config *m, double seq)
     return flops;
 }
 
-/* ---- bytes
- * ----------------------------------------------------------------------------------------- */
+/* ---- bytes ---- */
 
 static int64_t part(int64_t n, int64_t n_ranks)
 {
@@ -171,8 +168,7 @@ static void plan_bytes(struct ht_plan *p, const struct ht_config *c, const struc
                b->program;
 }
 
-/* ---- time
- * ------------------------------------------------------------------------------------------ */
+/* ---- time ---- */
 
 static void plan_time(struct ht_plan *p, const struct ht_config *c, const struct ht_tensor_list *l,
                       bool gpu)
@@ -202,8 +198,7 @@ static void plan_time(struct ht_plan *p, const struct ht_config *c, const struct
     p->mfu = p->tokens_per_s / n * p->flops_train / d->peak_flops;
 }
 
-/* ---- the plan
- * -------------------------------------------------------------------------------------- */
+/* ---- the plan ---- */
 
 /* What to change, most effective first. */
 static const char *remedy(const struct ht_plan *p, const struct ht_config *c, bool gpu,

@@ -34,6 +34,10 @@ enum ht_status ht_recipe_document(char **text);
 
 void ht_recipe_free(struct ht_recipe *r);
 
+/* Copy of a JSON text in which Python's Infinity, which JSON has not got, is the string "Infinity". NULL when
+ * memory is out; the caller frees it. */
+char *ht_hf_json_text(const char *json, size_t n_bytes);
+
 /* Model config from a Hugging Face config.json (bamba, mamba2, llama; synonyms of spec 1.1
  * accepted), given as text; and back. Unknown model_type, missing or contradictory key:
  * HT_ERR_FORMAT naming file and key. */

@@ -118,8 +118,7 @@ enum ht_status ht_recipe_print(char **text, const struct ht_recipe *r, int with_
     return HT_OK;
 }
 
-/* ---- docs/recipes.md
- * ------------------------------------------------------------------------------- */
+/* ---- docs/recipes.md ---- */
 
 static const char intro[] =
     "# Recipes\n"

@@ -39,8 +39,7 @@ static const char *named(char out[NAME_BYTES], const struct resolver *v, const c
     return out;
 }
 
-/* ---- fields that are copied as they are
- * ------------------------------------------------------------ */
+/* ---- fields that are copied as they are ---- */
 
 static void store(struct ht_config *c, const struct recipe_key *k, const struct recipe_value *v)
 {
@@ -75,8 +74,7 @@ static void store_fields(const struct resolver *v)
             store(v->out, &recipe_keys[i], &v->r->values[i]);
 }
 
-/* ---- model
- * ----------------------------------------------------------------------------------------- */
+/* ---- model ---- */
 
 static enum ht_status bad_layer(const struct resolver *v, const char *key, int64_t layer)
 {
@@ -248,8 +246,7 @@ static enum ht_status model(const struct resolver *v)
     return HT_FAIL(HT_ERR_RECIPE, "%s %s", named(at, v, "model", p.key), p.text);
 }
 
-/* ---- data
- * ------------------------------------------------------------------------------------------ */
+/* ---- data ---- */
 
 static void datasets(struct ht_dataset_config *out, int *n, const struct recipe_value *list)
 {
@@ -260,8 +257,7 @@ static void datasets(struct ht_dataset_config *out, int *n, const struct recipe_
     }
 }
 
-/* ---- length of the run and its parts
- * --------------------------------------------------------------- */
+/* ---- length of the run and its parts ---- */
 
 static int64_t steps_of(int64_t n_tokens, int64_t batch)
 {

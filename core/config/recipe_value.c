@@ -60,8 +60,7 @@ void recipe_format_real(char *out, size_t size, double d)
              exponent ? exponent : "");
 }
 
-/* ---- the parts of a message
- * ------------------------------------------------------------------------ */
+/* ---- the parts of a message ---- */
 
 static const char *type_name(enum recipe_type t)
 {
@@ -108,8 +107,7 @@ static enum ht_status out_of_bounds(const struct recipe_key *k, const char *wher
                    k->section, k->name, value, min, max, *k->unit ? " " : "", k->unit);
 }
 
-/* ---- scalars
- * --------------------------------------------------------------------------------------- */
+/* ---- scalars ---- */
 
 static bool is_number(enum recipe_type t)
 {
@@ -226,8 +224,7 @@ static enum ht_status set_bool(struct recipe_value *v, bool b)
     return HT_OK;
 }
 
-/* ---- lists
- * ----------------------------------------------------------------------------------------- */
+/* ---- lists ---- */
 
 /* { path = "..."; weight = 1.0; }, or just the path. */
 static enum ht_status read_dataset(struct recipe_item *item, const struct recipe_key *k,
@@ -326,8 +323,7 @@ done:
     return st;
 }
 
-/* ---- from libconfig, from text
- * --------------------------------------------------------------------- */
+/* ---- from libconfig, from text ---- */
 
 static const char *setting_type_name(int type)
 {

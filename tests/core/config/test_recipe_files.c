@@ -148,8 +148,7 @@ START_TEST(files_that_are_no_recipes_are_refused)
 }
 END_TEST
 
-/* ---- what is shipped
- * ------------------------------------------------------------------------------- */
+/* ---- what is shipped ---- */
 
 static int64_t parameters(const char *recipe)
 {
