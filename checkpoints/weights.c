@@ -11,6 +11,7 @@
 #include "checkpoints/checkpoint.h"
 #include "checkpoints/safetensors.h"
 #include "checkpoints/weights_names.h"
+#include "checkpoints/hash.h"
 #include "core/base/file.h"
 #include "core/config/recipe.h"
 
@@ -53,8 +54,15 @@ static enum ht_status read_json(json_t **root, const char *path, const char *nam
     *root = NULL;
     *text = NULL;
     if (!join(p, sizeof p, path, name)) return HT_FAIL(HT_ERR_ARG, "%s: path is too long", path);
-    HT_TRY(ht_file_read(text, n_bytes, p, MAX_JSON_BYTES));
-    *root = json_loadb(*text, *n_bytes, JSON_REJECT_DUPLICATES, &error);
+    HT_TRY(ht_file_read_regular(text, n_bytes, p, MAX_JSON_BYTES));
+    char *plain = ht_hf_json_text(*text, *n_bytes);
+    if (!plain) {
+        free(*text);
+        *text = NULL;
+        return HT_FAIL(HT_ERR_MEMORY, "%s: no memory for %zu bytes", p, *n_bytes);
+    }
+    *root = json_loads(plain, JSON_REJECT_DUPLICATES, &error);
+    free(plain);
     if (*root) return HT_OK;
     free(*text);
     *text = NULL;
@@ -213,7 +221,7 @@ static enum ht_status open_hf(struct ht_weights *w)
     size_t n_bytes;
 
     snprintf(name, sizeof name, "%s/config.json", w->path);
-    HT_TRY(ht_file_read(&text, &n_bytes, name, MAX_JSON_BYTES));
+    HT_TRY(ht_file_read_regular(&text, &n_bytes, name, MAX_JSON_BYTES));
     const enum ht_status st = ht_model_config_from_hf(&w->model, text, n_bytes, name);
     free(text);
     HT_TRY(st);
