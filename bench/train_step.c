@@ -1,10 +1,12 @@
-/* bench/train_step.c: training throughput of a recipe's model on this machine, and where the time goes.
+/* bench/train_step.c: training throughput of a recipe's model on this machine, and where the time
+ * goes.
  *
- *   bench_train_step RECIPE [--seq N] [--rows N] [--steps N] [--threads N] [--recompute none|selective|full]
+ *   bench_train_step RECIPE [--seq N] [--rows N] [--steps N] [--threads N] [--recompute
+ * none|selective|full]
  *
- * A step is forward, backward and AdamW on random tokens. Beside it, in the same run and on the same shapes:
- * the step's matrix products alone (oneDNN), and scan + convolution + gated norm alone, forward and backward.
- * One JSON object goes to stdout.
+ * A step is forward, backward and AdamW on random tokens. Beside it, in the same run and on the
+ * same shapes: the step's matrix products alone (oneDNN), and scan + convolution + gated norm
+ * alone, forward and backward. One JSON object goes to stdout.
  */
 #include <getopt.h>
 #include <math.h>
@@ -52,7 +54,8 @@ static void setup(struct bench *b, enum ht_recompute recompute)
 {
     const struct ht_model_config *c = &b->cfg.model;
 
-    check(ht_model_create(&b->m, &b->be, c, b->cfg.train.precision, HT_DECAY_MATRICES, 0, 0, b->seq));
+    check(
+        ht_model_create(&b->m, &b->be, c, b->cfg.train.precision, HT_DECAY_MATRICES, 0, 0, b->seq));
     const int64_t n = b->m->list.n_total;
     b->n_tokens = b->seq * b->rows;
     b->grads = zeros((size_t)n * 4);
@@ -77,27 +80,36 @@ static void setup(struct bench *b, enum ht_recompute recompute)
 
 static double one_step(struct bench *b, int64_t step)
 {
-    const struct ht_model_batch batch = { b->n_tokens, b->ids, b->labels, b->pos,
-                                          { b->rows, b->starts } };
+    const struct ht_model_batch batch = {
+        b->n_tokens, b->ids, b->labels, b->pos, { b->rows, b->starts }
+    };
     const struct ht_tensor_list *l = &b->m->list;
     const double start_s = ht_time_s();
     struct ht_loss loss;
     double squares;
 
     memset(b->grads, 0, (size_t)l->n_total * 4);
-    check(ht_model_train(b->m, b->acts, &batch, 1.0f / (float)b->n_tokens, 0.0f, b->grads, &loss, NULL,
-                         NULL));
+    check(ht_model_train(b->m, b->acts, &batch, 1.0f / (float)b->n_tokens, 0.0f, b->grads, &loss,
+                         NULL, NULL));
     check(ht_sum_squares(&b->be, &squares, b->grads, l->n_total));
     for (int part = 0; part < 2; part++) {
-        const int64_t at = part ? l->n_matrix : 0, n = part ? l->n_total - l->n_matrix : l->n_matrix;
-        check(ht_adamw_step(&b->be, &(struct ht_adamw_args){
-                                        .n = n, .step = step, .lr = 1e-4f, .beta1 = 0.9f,
-                                        .beta2 = 0.95f, .eps = 1e-8f, .weight_decay = 0.1f,
-                                        .grad_scale = 1.0f, .master = b->master + at,
-                                        .exp_avg = b->exp_avg + at, .exp_avg_sq = b->exp_avg_sq + at,
-                                        .grad = b->grads + at,
-                                        .weight = part ? (void *)b->m->vector : b->m->matrix,
-                                        .weight_dtype = part ? HT_DTYPE_F32 : b->m->dtype }));
+        const int64_t at = part ? l->n_matrix : 0,
+                      n = part ? l->n_total - l->n_matrix : l->n_matrix;
+        check(ht_adamw_step(
+            &b->be, &(struct ht_adamw_args){ .n = n,
+                                             .step = step,
+                                             .lr = 1e-4f,
+                                             .beta1 = 0.9f,
+                                             .beta2 = 0.95f,
+                                             .eps = 1e-8f,
+                                             .weight_decay = 0.1f,
+                                             .grad_scale = 1.0f,
+                                             .master = b->master + at,
+                                             .exp_avg = b->exp_avg + at,
+                                             .exp_avg_sq = b->exp_avg_sq + at,
+                                             .grad = b->grads + at,
+                                             .weight = part ? (void *)b->m->vector : b->m->matrix,
+                                             .weight_dtype = part ? HT_DTYPE_F32 : b->m->dtype }));
     }
     if (!isfinite(loss.loss_sum)) check(HT_FAIL(HT_ERR_NUMERIC, "the loss is not finite"));
     return ht_time_s() - start_s;
@@ -116,14 +128,25 @@ static double median(double *x, int n)
 }
 
 /* Median time of a product of this shape on its own buffers. */
-static double gemm_s(struct bench *b, int64_t m, int64_t n, int64_t k, bool ta, bool tb, bool to_f32)
+static double gemm_s(struct bench *b, int64_t m, int64_t n, int64_t k, bool ta, bool tb,
+                     bool to_f32)
 {
     const size_t e = ht_dtype_bytes(b->m->dtype);
-    void *x = zeros((size_t)(m * k) * e), *w = zeros((size_t)(n * k) * e), *y = zeros((size_t)(m * n) * 4);
-    const struct ht_gemm_args a = { .m = m, .n = n, .k = k, .trans_a = ta, .trans_b = tb,
+    void *x = zeros((size_t)(m * k) * e), *w = zeros((size_t)(n * k) * e),
+         *y = zeros((size_t)(m * n) * 4);
+    const struct ht_gemm_args a = { .m = m,
+                                    .n = n,
+                                    .k = k,
+                                    .trans_a = ta,
+                                    .trans_b = tb,
                                     .ab_dtype = b->m->dtype,
-                                    .c_dtype = to_f32 ? HT_DTYPE_F32 : b->m->dtype, .a = x,
-                                    .lda = ta ? m : k, .b = w, .ldb = tb ? k : n, .c = y, .ldc = n,
+                                    .c_dtype = to_f32 ? HT_DTYPE_F32 : b->m->dtype,
+                                    .a = x,
+                                    .lda = ta ? m : k,
+                                    .b = w,
+                                    .ldb = tb ? k : n,
+                                    .c = y,
+                                    .ldc = n,
                                     .alpha = 1.0f };
     double s[5];
     check(ht_gemm(&b->be, &a));
@@ -175,7 +198,8 @@ static double ssm_layer_s(struct bench *b)
     char *y = zeros((size_t)(T * dI) * e), *o = zeros((size_t)(T * dI) * e);
     char *g_in = zeros((size_t)(T * width) * e), *g_conv = zeros((size_t)(T * channels) * e);
     char *g_y = zeros((size_t)(T * dI) * e);
-    float *rstd = zeros((size_t)(T * c->n_groups) * 4), *g_small = zeros((size_t)(channels * 8) * 4);
+    float *rstd = zeros((size_t)(T * c->n_groups) * 4),
+          *g_small = zeros((size_t)(channels * 8) * 4);
     const struct ht_seqs seqs = { b->rows, b->starts };
     int layer = 0;
     double s[5];
@@ -187,25 +211,47 @@ static double ssm_layer_s(struct bench *b)
         ht_store_f32(g_y, i, d, ht_rng_normal(1, 10, (uint64_t)i % 65536));
     for (int i = -1; i < 5; i++) {
         const double start_s = ht_time_s();
-        struct ht_conv1d_args cv = { .seqs = seqs, .n_tokens = T, .n_channels = channels,
-                                     .d_conv = c->d_conv, .dtype = d, .x = in + (size_t)dI * e,
-                                     .x_stride = width, .w = ht_model_vector(b->m, layer, HT_T_CONV_W),
-                                     .bias = ht_model_vector(b->m, layer, HT_T_CONV_B), .y = conv,
+        struct ht_conv1d_args cv = { .seqs = seqs,
+                                     .n_tokens = T,
+                                     .n_channels = channels,
+                                     .d_conv = c->d_conv,
+                                     .dtype = d,
+                                     .x = in + (size_t)dI * e,
+                                     .x_stride = width,
+                                     .w = ht_model_vector(b->m, layer, HT_T_CONV_W),
+                                     .bias = ht_model_vector(b->m, layer, HT_T_CONV_B),
+                                     .y = conv,
                                      .y_stride = channels };
-        struct ht_ssd_args ssd = { .seqs = seqs, .n_tokens = T, .n_heads = c->ssm_heads,
-                                   .d_head = c->ssm_d_head, .d_state = c->d_state,
-                                   .n_groups = c->n_groups, .chunk = c->chunk, .dtype = d,
-                                   .dt_max = INFINITY, .x = conv, .B = conv + (size_t)dI * e,
-                                   .C = conv + (size_t)(dI + gn) * e, .x_stride = channels,
+        struct ht_ssd_args ssd = { .seqs = seqs,
+                                   .n_tokens = T,
+                                   .n_heads = c->ssm_heads,
+                                   .d_head = c->ssm_d_head,
+                                   .d_state = c->d_state,
+                                   .n_groups = c->n_groups,
+                                   .chunk = c->chunk,
+                                   .dtype = d,
+                                   .dt_max = INFINITY,
+                                   .x = conv,
+                                   .B = conv + (size_t)dI * e,
+                                   .C = conv + (size_t)(dI + gn) * e,
+                                   .x_stride = channels,
                                    .dt_raw = in + (size_t)(width - c->ssm_heads) * e,
                                    .dt_stride = width,
                                    .dt_bias = ht_model_vector(b->m, layer, HT_T_DT_BIAS),
                                    .A_log = ht_model_vector(b->m, layer, HT_T_A_LOG),
-                                   .D = ht_model_vector(b->m, layer, HT_T_D), .y = y, .y_stride = dI };
-        struct ht_gated_norm_args gn_args = { .n_tokens = T, .d_inner = dI, .n_groups = c->n_groups,
-                                              .eps = c->norm_eps, .dtype = d,
+                                   .D = ht_model_vector(b->m, layer, HT_T_D),
+                                   .y = y,
+                                   .y_stride = dI };
+        struct ht_gated_norm_args gn_args = { .n_tokens = T,
+                                              .d_inner = dI,
+                                              .n_groups = c->n_groups,
+                                              .eps = c->norm_eps,
+                                              .dtype = d,
                                               .w = ht_model_vector(b->m, layer, HT_T_GATED_NORM),
-                                              .y = y, .z = in, .z_stride = width, .o = o,
+                                              .y = y,
+                                              .z = in,
+                                              .z_stride = width,
+                                              .o = o,
                                               .rstd = rstd };
         check(ht_conv1d_forward(&b->be, &cv));
         check(ht_ssd_forward(&b->be, &ssd));
@@ -245,9 +291,10 @@ static double ssm_layer_s(struct bench *b)
 
 int main(int argc, char **argv)
 {
-    static const struct option options[] = { { "seq", 1, NULL, 's' },     { "rows", 1, NULL, 'r' },
-                                             { "steps", 1, NULL, 'n' },   { "threads", 1, NULL, 't' },
-                                             { "recompute", 1, NULL, 'c' }, { NULL, 0, NULL, 0 } };
+    static const struct option options[] = {
+        { "seq", 1, NULL, 's' },     { "rows", 1, NULL, 'r' },      { "steps", 1, NULL, 'n' },
+        { "threads", 1, NULL, 't' }, { "recompute", 1, NULL, 'c' }, { NULL, 0, NULL, 0 }
+    };
     struct bench b = { .seq = 1024, .rows = 4 };
     enum ht_recompute recompute = HT_RECOMPUTE_NONE;
     int steps = 5, threads = 0, opt;
@@ -289,8 +336,9 @@ int main(int argc, char **argv)
            "\"ssm_fraction\": %.3f, \"ssm_us_per_token_layer\": %.3f, \"peak_rss_bytes\": %llu}\n",
            argv[optind], ht_isa_name(b.be.isa), b.be.n_threads, ht_dtype_name(b.m->dtype),
            (long long)b.m->list.n_params, (long long)b.seq, (long long)b.rows, steps, step_s, s[0],
-           (double)b.n_tokens / step_s, flops / step_s * 1e-9, gemm_only_s, gemm_only_s / step_s, ssm_s,
-           ssm_s / step_s, n_mamba ? 1e6 * ssm_s / (double)n_mamba / (double)b.n_tokens : 0.0,
+           (double)b.n_tokens / step_s, flops / step_s * 1e-9, gemm_only_s, gemm_only_s / step_s,
+           ssm_s, ssm_s / step_s,
+           n_mamba ? 1e6 * ssm_s / (double)n_mamba / (double)b.n_tokens : 0.0,
            (unsigned long long)ht_memory_peak_bytes());
     return 0;
 }

@@ -1,4 +1,5 @@
-/* training/resume.c: where a run starts from, and the state that a checkpoint carries besides tensors. */
+/* training/resume.c: where a run starts from, and the state that a checkpoint carries besides
+ * tensors. */
 #include <jansson.h>
 #include <stdlib.h>
 #include <string.h>
@@ -94,8 +95,7 @@ static enum ht_status start_from_checkpoint(struct ht_run *r, const char *path)
                         ht_ckpt_read_flat(c, which[a], &r->model->list, slices[i].flat_start,
                                           slices[i].n, arrays[a] + slices[i].shard_start));
     HT_TRY_GOTO(st, done, read_state(r, ht_ckpt_state_json(c), path));
-    HT_TRY_GOTO(st, done,
-                ht_loader_state_from_json(&loader_state, ht_ckpt_loader_json(c), path));
+    HT_TRY_GOTO(st, done, ht_loader_state_from_json(&loader_state, ht_ckpt_loader_json(c), path));
     HT_TRY_GOTO(st, done, ht_loader_set_state(r->loader, &loader_state));
     r->step = ht_ckpt_step(c);
     r->tokens = ht_ckpt_tokens(c);
@@ -141,8 +141,10 @@ enum ht_status ht_run_save(struct ht_run *r, double *stall_s)
     }
     HT_TRY_GOTO(st, done,
                 ht_ckpt_save(r->writer,
-                             &(struct ht_ckpt_source){ .step = r->step, .tokens = r->tokens,
-                                                       .master = r->master, .exp_avg = r->exp_avg,
+                             &(struct ht_ckpt_source){ .step = r->step,
+                                                       .tokens = r->tokens,
+                                                       .master = r->master,
+                                                       .exp_avg = r->exp_avg,
                                                        .exp_avg_sq = r->exp_avg_sq,
                                                        .recipe_text = r->recipe_text,
                                                        .loader_json = loader_json,

@@ -45,9 +45,10 @@ static enum ht_status create_model(struct ht_run *r)
     struct ht_tensor_list list;
 
     if (c->parallel.zero_stage != 1)
-        return HT_FAIL(HT_ERR_UNSUPPORTED,
-                       "parallel.zero_stage is %d; the CPU backend shards the optimiser state (stage 1)",
-                       c->parallel.zero_stage);
+        return HT_FAIL(
+            HT_ERR_UNSUPPORTED,
+            "parallel.zero_stage is %d; the CPU backend shards the optimiser state (stage 1)",
+            c->parallel.zero_stage);
     // ranks of one host share its cores
     int threads = c->train.threads;
     if (threads == 0) {

@@ -1,7 +1,8 @@
-/* training/step.c: one optimiser step: gradients of the global batch, their sum, AdamW, new weights [7, 9].
+/* training/step.c: one optimiser step: gradients of the global batch, their sum, AdamW, new weights
+ * [7, 9].
  *
- * Gradients belong to the mean over all counted labels of the global batch, whatever the number of ranks and
- * micro-batches: every micro-batch is scaled by the same 1 / step_counted.
+ * Gradients belong to the mean over all counted labels of the global batch, whatever the number of
+ * ranks and micro-batches: every micro-batch is scaled by the same 1 / step_counted.
  */
 #include <math.h>
 #include <string.h>
@@ -39,8 +40,10 @@ static enum ht_status accumulate(struct ht_run *r, double sums[2], int64_t *n_co
         double wait_s = 0.0;
         HT_TRY(ht_loader_next(r->loader, &batch, &wait_s));
         out->data_wait_s += wait_s;
-        const struct ht_model_batch b = { .n_tokens = batch->n_tokens, .ids = batch->ids,
-                                          .labels = batch->labels, .pos = batch->pos,
+        const struct ht_model_batch b = { .n_tokens = batch->n_tokens,
+                                          .ids = batch->ids,
+                                          .labels = batch->labels,
+                                          .pos = batch->pos,
                                           .seqs = batch->seqs };
         const float scale = batch->step_counted ? (float)(1.0 / (double)batch->step_counted) : 0.0f;
         HT_TRY(ht_model_train(r->model, r->acts, &b, scale, r->cfg->train.z_loss, r->grads, &loss,
@@ -71,8 +74,8 @@ static enum ht_status shard_squares(struct ht_run *r, const float *shard_grad, d
 
 /* AdamW on the intersection of one slice with one tensor. */
 static enum ht_status update_piece(struct ht_run *r, const struct ht_zero_slice *slice,
-                                   const struct ht_tensor_info *t, const float *shard_grad, double lr,
-                                   double grad_scale)
+                                   const struct ht_tensor_info *t, const float *shard_grad,
+                                   double lr, double grad_scale)
 {
     const struct ht_optimizer_config *o = &r->cfg->optimizer;
     const int64_t slice_end = slice->flat_start + slice->n, tensor_end = t->offset + t->n;
@@ -82,21 +85,30 @@ static enum ht_status update_piece(struct ht_run *r, const struct ht_zero_slice 
     if (first >= end) return HT_OK;
     const int64_t at = slice->shard_start + (first - slice->flat_start);
     const bool matrix = first < r->model->list.n_matrix;
-    void *weight = matrix ? (void *)((char *)r->model->matrix +
-                                     (size_t)first * ht_dtype_bytes(r->model->dtype))
-                          : (void *)(r->model->vector + (first - r->model->list.n_matrix));
-    return ht_adamw_step(&r->backend,
-                         &(struct ht_adamw_args){
-                             .n = end - first, .step = r->updates + 1, .lr = (float)lr,
-                             .beta1 = o->beta1, .beta2 = o->beta2, .eps = o->eps,
-                             .weight_decay = t->decay ? o->weight_decay : 0.0f,
-                             .grad_scale = (float)grad_scale, .master = r->master + at,
-                             .exp_avg = r->exp_avg + at, .exp_avg_sq = r->exp_avg_sq + at,
-                             .grad = shard_grad + at, .weight = weight,
-                             .weight_dtype = matrix ? r->model->dtype : HT_DTYPE_F32 });
+    void *weight =
+        matrix
+            ? (void *)((char *)r->model->matrix + (size_t)first * ht_dtype_bytes(r->model->dtype))
+            : (void *)(r->model->vector + (first - r->model->list.n_matrix));
+    return ht_adamw_step(
+        &r->backend,
+        &(struct ht_adamw_args){ .n = end - first,
+                                 .step = r->updates + 1,
+                                 .lr = (float)lr,
+                                 .beta1 = o->beta1,
+                                 .beta2 = o->beta2,
+                                 .eps = o->eps,
+                                 .weight_decay = t->decay ? o->weight_decay : 0.0f,
+                                 .grad_scale = (float)grad_scale,
+                                 .master = r->master + at,
+                                 .exp_avg = r->exp_avg + at,
+                                 .exp_avg_sq = r->exp_avg_sq + at,
+                                 .grad = shard_grad + at,
+                                 .weight = weight,
+                                 .weight_dtype = matrix ? r->model->dtype : HT_DTYPE_F32 });
 }
 
-static enum ht_status update(struct ht_run *r, const float *shard_grad, double lr, double grad_scale)
+static enum ht_status update(struct ht_run *r, const float *shard_grad, double lr,
+                             double grad_scale)
 {
     const struct ht_zero_slice *slices = ht_zero_slices(r->zero);
     const struct ht_tensor_list *list = &r->model->list;

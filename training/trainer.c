@@ -1,5 +1,5 @@
-/* training/trainer.c: the loop. Every step: gradients, their sum, new weights (training/step.c), then metrics,
- * evaluation, checkpoint, and a look whether somebody wants the run to stop. */
+/* training/trainer.c: the loop. Every step: gradients, their sum, new weights (training/step.c),
+ * then metrics, evaluation, checkpoint, and a look whether somebody wants the run to stop. */
 #include "training/trainer.h"
 
 #include <stdio.h>
@@ -44,7 +44,8 @@ static void report(struct ht_run *r, struct ht_metrics *metrics, const struct ht
                                                         .skipped_steps = r->skipped });
     if (step->skipped) {
         ht_metrics_clear_line(metrics);
-        HT_WARN(r->log, "step %lld: loss %g, gradient norm %g: weights left as they were (%lld in a row)",
+        HT_WARN(r->log,
+                "step %lld: loss %g, gradient norm %g: weights left as they were (%lld in a row)",
                 (long long)r->step, step->loss, step->grad_norm, (long long)r->skipped_in_row);
     }
 }
@@ -90,12 +91,15 @@ static enum ht_status loop(struct ht_run *r, struct ht_metrics *metrics)
         HT_TRY(ht_ckpt_poll(r->writer, &published));
         HT_TRY(agree_to_stop(r, &stop));
     }
-    if (stop) HT_INFO(r->log, "%s: stopping after step %lld", ht_signals_name((int)stop), (long long)r->step);
+    if (stop)
+        HT_INFO(r->log, "%s: stopping after step %lld", ht_signals_name((int)stop),
+                (long long)r->step);
     if (!stop) HT_TRY(evaluate(r, metrics));
     if (saved != r->step && r->step > 0) HT_TRY(ht_run_save(r, &stall_s));
     HT_TRY(ht_ckpt_finish(r->writer));
     if (stop)
-        return HT_FAIL(HT_ERR_STOPPED, "stopped on %s; checkpoint of step %lld saved, start again to go on",
+        return HT_FAIL(HT_ERR_STOPPED,
+                       "stopped on %s; checkpoint of step %lld saved, start again to go on",
                        ht_signals_name((int)stop), (long long)r->step);
     return HT_OK;
 }
@@ -122,13 +126,14 @@ enum ht_status ht_train(const struct ht_config *cfg, const struct ht_recipe *rec
     HT_TRY_GOTO(st, done, ht_run_create(&r, cfg, recipe, comm, log));
     if (ht_comm_rank(comm) == 0)
         HT_TRY_GOTO(st, done,
-                    ht_metrics_open(&metrics,
-                                    &(struct ht_metrics_options){
-                                        .dir = r->dir, .start_step = r->step,
-                                        .total_steps = cfg->train.total_steps,
-                                        .log_every = cfg->log.every_steps,
-                                        .n_ranks = ht_comm_size(comm),
-                                        .tensorboard = cfg->log.tensorboard, .log = log }));
+                    ht_metrics_open(&metrics, &(struct ht_metrics_options){
+                                                  .dir = r->dir,
+                                                  .start_step = r->step,
+                                                  .total_steps = cfg->train.total_steps,
+                                                  .log_every = cfg->log.every_steps,
+                                                  .n_ranks = ht_comm_size(comm),
+                                                  .tensorboard = cfg->log.tensorboard,
+                                                  .log = log }));
     HT_TRY_GOTO(st, done, loop(r, metrics));
     ht_metrics_close(metrics);
     metrics = NULL;

@@ -103,8 +103,7 @@ static void rope(const struct ht_model_config *c, double *head, int64_t pos)
 {
     const int64_t half = c->rope_dims / 2;
     for (int64_t i = 0; i < half; i++) {
-        const double a =
-            (double)pos * pow(c->rope_theta, -2.0 * (double)i / (double)c->rope_dims);
+        const double a = (double)pos * pow(c->rope_theta, -2.0 * (double)i / (double)c->rope_dims);
         const double v = head[i], w = head[i + half];
         head[i] = v * cos(a) - w * sin(a);
         head[i + half] = w * cos(a) + v * sin(a);
