@@ -124,7 +124,7 @@ void ht_text_close(struct ht_text_source *s)
 static enum ht_status make_room(struct ht_text_source *s, size_t n)
 {
     if (n > s->o.max_document_bytes)
-        return HT_FAIL(HT_ERR_FORMAT, "%s: line %lld: a document of more than %zu bytes",
+        return HT_FAIL(HT_ERR_FORMAT, "%s:%lld: a document of more than %zu bytes",
                        s->files[s->current].path, (long long)s->line, s->o.max_document_bytes);
     if (n < s->room) return HT_OK;
     const size_t room = n + n / 2 + 65536;
@@ -135,7 +135,14 @@ static enum ht_status make_room(struct ht_text_source *s, size_t n)
     return HT_OK;
 }
 
-/* One line without its end, or the rest of the file; *ended when nothing was left. */
+static void skip_byte_order_mark(struct ht_text_source *s, size_t *n)
+{
+    if (s->line > 1 || *n < 3 || memcmp(s->text, "\xEF\xBB\xBF", 3) != 0) return;
+    *n -= 3;
+    memmove(s->text, s->text + 3, *n + 1);
+}
+
+/* One line without its end (LF or CR LF), or the rest of the file; *ended when nothing was left. */
 static enum ht_status read_piece(struct ht_text_source *s, bool whole_file, size_t *n, bool *ended)
 {
     const char *data;
@@ -158,7 +165,9 @@ static enum ht_status read_piece(struct ht_text_source *s, bool whole_file, size
         if (newline) break;
     }
     HT_TRY(make_room(s, *n));
+    if (!whole_file && *n > 0 && s->text[*n - 1] == '\r') --*n;
     s->text[*n] = '\0';
+    skip_byte_order_mark(s, n);
     *ended = !any;
     return HT_OK;
 }

@@ -1,9 +1,10 @@
 /* data/text_source.h: documents from files, folders and JSONL, each plain, gzip or zstd [4].
  *
- * Folders are walked recursively in byte order of their paths; hidden files and symbolic links to
- * folders are left out. Compression is recognised by content. A name that ends in .jsonl or .ndjson
- * (before .gz or .zst) is JSONL: one object per line, its `field` is the document. Any other file
- * is text: one document, or one per line. Reading is streaming: memory holds one document, at most
+ * Folders are walked recursively, the names in each in byte order; hidden files and symbolic links
+ * to folders are left out. Compression is recognised by content. A name that ends in .jsonl or
+ * .ndjson (before .gz or .zst) is JSONL: one object per line, its `field` is the document. Any
+ * other file is text: one document, or one per line. Lines end in LF or CR LF; a byte order mark at
+ * the start of a file is no text. Reading is streaming: memory holds one document, at most
  * max_document_bytes (HT_ERR_FORMAT beyond, with file and line).
  */
 #ifndef HT_DATA_TEXT_SOURCE_H

@@ -12,11 +12,16 @@
 enum { IN_BYTES = 1 << 17, OUT_BYTES = 1 << 18 };
 enum kind { PLAIN, GZIP, ZSTD };
 
+/* A bomb: more than 2000 times its size, once that is much. gzip ends at 1032; text of one repeated
+ * line reaches some thousands in zstd, but no corpus is that. */
+#define MAX_RATIO ((uint64_t)2000)
+#define ALWAYS_BYTES ((uint64_t)256 << 20)
+
 struct ht_text_stream {
     enum kind kind;
     int fd;
     char *path;
-    uint64_t read_bytes;
+    uint64_t read_bytes, made_bytes; // of the file, decompressed
     unsigned char in[IN_BYTES];
     size_t in_at, in_n;
     unsigned char out[OUT_BYTES]; // decompressed; unused when plain
@@ -141,6 +146,9 @@ enum ht_status ht_text_stream_peek(struct ht_text_stream *s, const char **data, 
         // at the end of the file the decoder may still hold output
         if (s->in_n > 0 || s->frame_open)
             HT_TRY(s->kind == GZIP ? inflate_some(s) : unzstd_some(s));
+        s->made_bytes += s->out_n;
+        if (s->made_bytes > ALWAYS_BYTES && s->made_bytes / MAX_RATIO > s->read_bytes)
+            return damaged(s, "the data grows more than 2000 times when decompressed");
         if (s->in_n == 0 && s->out_n == 0) {
             *n = 0;
             *data = "";

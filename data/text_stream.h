@@ -14,7 +14,8 @@ enum ht_status ht_text_stream_open(struct ht_text_stream **out, const char *path
 void ht_text_stream_close(struct ht_text_stream *s);
 
 /* Some of the next bytes, borrowed until skip; *n = 0 at the end. A truncated or damaged compressed
- * file is HT_ERR_FORMAT naming the file and the byte. */
+ * file is HT_ERR_FORMAT naming the file and the byte, and so is one that grows more than 2000
+ * times. */
 enum ht_status ht_text_stream_peek(struct ht_text_stream *s, const char **data, size_t *n);
 void ht_text_stream_skip(struct ht_text_stream *s, size_t n);
 
