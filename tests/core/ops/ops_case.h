@@ -27,7 +27,7 @@ struct tensor {
 /* All bytes 0xa5, so that what is never written shows. */
 struct tensor tensor_make(int64_t n, enum ht_dtype dtype);
 
-/* Normal values of the given deviation, rounded to the type. */
+/* Nearly normal values of the given deviation, rounded to the type. */
 struct tensor tensor_normal(int64_t n, enum ht_dtype dtype, double sd, uint64_t seed);
 struct tensor tensor_copy(const struct tensor *t);
 
