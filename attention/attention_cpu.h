@@ -60,11 +60,11 @@ int64_t ht_attention_backward_floats(int64_t d_head, int64_t max_tokens);
  * the same bits. */
 bool ht_attention_backward_one_pass(const struct ht_flash_args *a, int n_threads);
 
-/* A decode row needs this many partial results; true if the sequence takes the decode path at all.
- */
-static inline bool ht_attention_is_decode(int64_t n_new, int64_t group)
+/* A sequence with one new row decodes; with more, its rows go through the tiles, which is faster
+ * from about four rows on and needs no scratch per key. */
+static inline bool ht_attention_is_decode(const struct ht_seqs *s, int64_t seq)
 {
-    return n_new * group < 48;
+    return s->starts[seq + 1] - s->starts[seq] == 1;
 }
 
 /* Floats of one head's partial result: o, padded to the kernel's 64 dims, and at its end m and l.
@@ -74,6 +74,7 @@ static inline int64_t ht_attention_decode_slot(int64_t d_head)
     return (d_head + 63) / 64 * 64 + HT_ATTENTION_LANES;
 }
 
+/* Partial results of a row that sees n_keys keys. */
 static inline int64_t ht_attention_key_blocks(int64_t n_keys)
 {
     return (n_keys + HT_DECODE_KEY_BLOCK - 1) / HT_DECODE_KEY_BLOCK;

@@ -1,5 +1,4 @@
-/* attention/attention_ops.c: which attention function runs where, argument checks, scratch sizes.
- */
+/* attention/attention_ops.c: which attention function runs where, checks, scratch sizes. */
 #include <math.h>
 
 #include "attention/attention_cpu.h"
@@ -209,14 +208,10 @@ size_t ht_kv_attention_scratch_bytes(const struct ht_kv_attention_args *a, int n
 {
     const size_t tiles =
         (size_t)ht_attention_forward_floats(a->d_head) * (size_t)n_threads * sizeof(float);
-    const int64_t group = a->n_heads / a->n_kv_heads;
     int64_t blocks = 0;
 
-    for (int64_t s = 0; s < a->seqs.n_seqs; s++) {
-        const int64_t n_new = a->seqs.starts[s + 1] - a->seqs.starts[s];
-        if (ht_attention_is_decode(n_new, group))
-            blocks += n_new * ht_attention_key_blocks(a->past[s] + n_new);
-    }
+    for (int64_t s = 0; s < a->seqs.n_seqs; s++)
+        if (ht_attention_is_decode(&a->seqs, s)) blocks += ht_attention_key_blocks(a->past[s] + 1);
     const size_t partial =
         (size_t)(blocks * a->n_heads * ht_attention_decode_slot(a->d_head)) * sizeof(float);
     return ht_arena_bytes(tiles) + ht_arena_bytes(partial);

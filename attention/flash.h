@@ -1,11 +1,14 @@
-/* attention/flash.h: causal grouped-query attention, tiled, never a T x T matrix (spec 3.4; Dao
- * 2023).
+/* attention/flash.h: causal grouped-query attention, tiled, never a T x T matrix
+ * (spec 3.4; Dao 2023).
  *
- *   o[t,j] = sum_{s<=t, same sequence} softmax_s(scale * q[t,j] . k[s, j/(nh/nkv)]) v[s,
- * j/(nh/nkv)] lse[t,j] = logsumexp_s(scale * q.k)      softmax in fp32 Backward recomputes the
- * probabilities from lse: with Di = sum(grad_o o) per row, P = exp(scale q.k - lse)   grad_v += P^T
- * grad_o   dP = grad_o v^T   dS = P (dP - Di) scale grad_q += dS k             grad_k += dS^T q
- * fixed order, no atomics.
+ *   o[t,j] = sum_{s<=t, same sequence} softmax_s(scale * q[t,j] . k[s,g]) v[s,g]
+ *   lse[t,j] = logsumexp_s(scale * q[t,j] . k[s,g])       g = j / (nh/nkv), softmax in fp32
+ *
+ * Backward recomputes the probabilities from lse: with Di = sum(grad_o o) per row,
+ *
+ *   P  = exp(scale q.k - lse)        grad_v += P^T grad_o
+ *   dP = grad_o v^T                  grad_q += dS k
+ *   dS = P (dP - Di) scale           grad_k += dS^T q       fixed order, no atomics.
  */
 #ifndef HT_ATTENTION_FLASH_H
 #define HT_ATTENTION_FLASH_H
@@ -53,7 +56,11 @@ struct ht_kv_attention_args {
     void *o;                                     // (T, n_heads * d_head), contiguous
 };
 
+/* Errors as in flash_forward, and a negative past. */
 enum ht_status ht_kv_attention(struct ht_backend *be, const struct ht_kv_attention_args *a);
+
+/* Reads seqs and past. The most any call needs: every sequence with one new row and the longest
+ * past. */
 size_t ht_kv_attention_scratch_bytes(const struct ht_kv_attention_args *a, int n_threads);
 
 #endif

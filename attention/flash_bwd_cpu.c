@@ -1,14 +1,13 @@
-/* attention/flash_bwd_cpu.c: gradient of attention, probabilities recomputed from lse (spec 3.4;
- * Dao 2023).
+/* attention/flash_bwd_cpu.c: gradient of attention, P recomputed from lse (spec 3.4; Dao 2023).
  *
  * Per tile of 64 keys and tile of 96 query columns, keys x queries as in the forward pass:
  *
- *   S  = K Q^T       P  = exp2(scale log2e S - log2e lse)           grad_v += P  grad_o
- *   dP = V grad_o^T  dS = P (dP - D),  D = sum(grad_o o)            grad_k += dS Q      grad_q^T +=
- * K^T dS
+ *   S  = K Q^T         P  = exp2(scale log2e S - log2e lse)     grad_v   += P grad_o
+ *   dP = V grad_o^T    dS = P (dP - D)                          grad_k   += dS Q
+ *                      D  = sum(grad_o o) per query             grad_q^T += K^T dS
  *
- * and grad_q, grad_k are multiplied by scale once, at the end. Five products of 2 * 64 * 96 *
- * d_head FLOP. With pair = 2, P and dS are rounded to bf16 as operands; all sums are fp32.
+ * and grad_q, grad_k are multiplied by scale once, at the end. Five products of
+ * 2 * 64 * 96 * d_head FLOP. With pair = 2, P and dS are rounded to bf16; all sums are fp32.
  *
  * Order: grad_k and grad_v of a key sum over query tiles upwards, grad_q of a query over key tiles
  * upwards, each by one thread. One pass gives a thread a kv head of a sequence; two passes give it

@@ -1,14 +1,15 @@
-/* attention/flash_fwd_cpu.c: attention of query columns over keys with an online softmax
- * (spec 3.4).
+/* attention/flash_fwd_cpu.c: attention of query columns over keys, online softmax (spec 3.4).
  *
- *   S = K Q^T            (keys x queries: softmax runs down the rows, no sum across lanes is ever
- * needed) m' = max(m, max_k S) P = exp2((S - m') scale log2 e)    l = l exp2(m - m') + sum_k P O^T
- * = O^T exp2(m - m') + V^T P                          o = O^T / l,  lse = scale m + ln l
+ *   S   = K Q^T                              keys x queries: softmax runs down the rows, so no sum
+ *   m'  = max(m, max_k S)                    across lanes is ever needed
+ *   P   = exp2((S - m') scale log2 e)
+ *   l   = l exp2(m - m') + sum_k P           (exponents again times scale log2 e)
+ *   O^T = O^T exp2(m - m') + V^T P           at the end o = O^T / l, lse = scale m + ln l
  *
  * A task is up to 384 columns of one kv head. Per tile of 64 keys it packs K and V once, then walks
  * panels of TILE_PANEL columns, whose S and P (12 KiB and 6 KiB) stay in L1. Products: 4 * keys *
  * columns * d_head FLOP over the causal half; tiles above the diagonal are skipped in steps of 8
- * keys. With pair = 2 P is rounded to bf16 for the second product, while l sums the unrounded
+ * keys. With pair = 2, P is rounded to bf16 for the second product, while l sums the unrounded
  * values.
  */
 #include "attention/tile_pack_cpu.h"

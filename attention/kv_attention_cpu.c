@@ -1,12 +1,16 @@
 /* attention/kv_attention_cpu.c: new tokens over a KV cache: decode and continued prefill
  * (spec 3.4, 4.4).
  *
- * Many new rows: the tiles of flash_fwd_cpu.c with `past` keys before the first query.
- * Few new rows (decode): memory-bound. A task is one row, one kv head and one block of 1024 keys;
- * all query heads of the kv head run together, so K and V are read from memory once: 2 * keys *
- * d_head elements. Lanes run over d_head. Each block leaves (o, m, l) with o unnormalised; a row's
- * blocks are combined in order: m = max_b m_b    o = sum_b exp2(m_b - m) o_b / sum_b exp2(m_b - m)
- * l_b The blocks are fixed, so the bits do not depend on the number of threads.
+ * Several new rows: the tiles of flash_fwd_cpu.c with `past` keys before the first query.
+ * One new row (decode): bound by memory. A task is one block of 256 keys with all heads; the query
+ * heads of a kv head share each key, so K and V are read once: 2 * keys * n_kv_heads * d_head
+ * elements. Lanes run over d_head. A block leaves (o, m, l) per head with o unnormalised; blocks
+ * are combined in order:
+ *
+ *   m = max_b m_b    w_b = exp(scale (m_b - m))    o = sum_b w_b o_b / sum_b w_b l_b
+ *
+ * The blocks are fixed, so the bits do not depend on the number of threads. With pair = 2, P is
+ * rounded to bf16 for the product with V, as in the tiles.
  */
 #include "attention/attention_cpu.h"
 #include "attention/tile_cpu.h"
@@ -274,17 +278,16 @@ static void prefetch_bytes(const char *from, const char *to)
     for (; from < to; from += 64) __builtin_prefetch(from, 0, 2);
 }
 
-/* All heads of one query row over keys key0 .. key1: a slot of (o, m, l) per head. All kv heads
- * advance together, a step of 64 keys at a time, so that memory is read in order; while one kv head
- * is computed, its share of the next step's contiguous bytes is fetched. */
-TILE_INLINE void decode_block(const struct ht_kv_attention_args *args, int64_t seq, int64_t row,
-                              int64_t key0, int64_t key1, float *slots, int pair)
+/* All heads of the one new row of `seq` over keys key0 .. key1: a slot of (o, m, l) per head. All
+ * kv heads advance together, a step of 64 keys at a time, so that memory is read in order; while
+ * one kv head is computed, its share of the next step's contiguous bytes is fetched. */
+TILE_INLINE void decode_block(const struct ht_kv_attention_args *args, int64_t seq, int64_t key0,
+                              int64_t key1, float *slots, int pair)
 {
     const struct ht_attention_view a = cache_view(args, seq, 0);
     const int64_t element = (int64_t)ht_dtype_bytes(a.dtype), d = a.d_head;
     const int64_t row_bytes = a.kv_stride * element, slot = ht_attention_decode_slot(d);
     const int64_t n_kv = args->n_kv_heads, at_m = slot - 2, at_l = slot - 1;
-    const char *q = a.q + row * a.q_stride * element;
     const char *const k_end = a.k + key1 * row_bytes, *const v_end = a.v + key1 * row_bytes;
     const float scale_log2 = a.scale * TILE_LOG2E;
 
@@ -301,29 +304,22 @@ TILE_INLINE void decode_block(const struct ht_kv_attention_args *args, int64_t s
             prefetch_bytes(k + from, k + to < k_end ? k + to : k_end);
             prefetch_bytes(v + from, v + to < v_end ? v + to : v_end);
             const char *kh = k + kv * d * element, *vh = v + kv * d * element;
-            for (int64_t h0 = 0; h0 < a.group; h0 += HEADS) {
-                const int n = (int)tile_min(HEADS, a.group - h0);
-                const int64_t head0 = kv * a.group + h0;
+            for (int64_t h0 = 0; h0 < a.group;) {
+                const int64_t left = a.group - h0, head0 = kv * a.group + h0;
+                const int n = left >= 4 ? 4 : left >= 2 ? 2 : 1; // of at most HEADS
                 struct head_state hs[HEADS];
                 for (int h = 0; h < n; h++) {
                     float *at = slots + (head0 + h) * slot;
-                    hs[h] = (struct head_state){ q + (head0 + h) * d * element, at, at[at_m],
+                    hs[h] = (struct head_state){ a.q + (head0 + h) * d * element, at, at[at_m],
                                                  at[at_l] };
                 }
-                switch (n) {
-                case 4:
+                if (n == 4)
                     heads_step(hs, 4, kh, vh, row_bytes, n_keys, d, a.dtype, scale_log2, pair);
-                    break;
-                case 3:
-                    heads_step(hs, 3, kh, vh, row_bytes, n_keys, d, a.dtype, scale_log2, pair);
-                    break;
-                case 2:
+                else if (n == 2)
                     heads_step(hs, 2, kh, vh, row_bytes, n_keys, d, a.dtype, scale_log2, pair);
-                    break;
-                default:
+                else
                     heads_step(hs, 1, kh, vh, row_bytes, n_keys, d, a.dtype, scale_log2, pair);
-                    break;
-                }
+                h0 += n;
                 for (int h = 0; h < n; h++) {
                     hs[h].o[at_m] = hs[h].m;
                     hs[h].o[at_l] = hs[h].l;
@@ -353,9 +349,9 @@ static void combine(char *out, enum ht_dtype dtype, float *slots, int64_t stride
 /* Tasks of sequence `seq` in the tile path, per kv head. */
 static int64_t n_tiles(const struct ht_kv_attention_args *a, int64_t seq, int64_t n_columns)
 {
-    const int64_t group = a->n_heads / a->n_kv_heads;
     const int64_t n_new = a->seqs.starts[seq + 1] - a->seqs.starts[seq];
-    return ht_attention_is_decode(n_new, group) ? 0 : (n_new * group + n_columns - 1) / n_columns;
+    if (ht_attention_is_decode(&a->seqs, seq)) return 0;
+    return (n_new * (a->n_heads / a->n_kv_heads) + n_columns - 1) / n_columns;
 }
 
 static void prefill(struct ht_backend *be, const struct ht_kv_attention_args *a, float *scratch,
@@ -382,53 +378,47 @@ static void prefill(struct ht_backend *be, const struct ht_kv_attention_args *a,
     }
 }
 
-struct decode_row {
-    int64_t seq, row, first_block, n_blocks;
+struct decode_seq {
+    int64_t seq, first_block, n_blocks;
 };
 
-/* Row number `index` (n_rows in all) of the decode path, or the one that holds block `index`. */
-static struct decode_row find_row(const struct ht_kv_attention_args *a, int64_t index,
-                                  bool by_block)
+/* The decoding sequence that holds block `index`; past the end, first_block is the number of
+ * blocks. */
+static struct decode_seq find_block(const struct ht_kv_attention_args *a, int64_t index)
 {
-    const int64_t group = a->n_heads / a->n_kv_heads;
-    struct decode_row r = { 0 };
-    int64_t rows = 0;
+    struct decode_seq r = { 0 };
 
     for (r.seq = 0; r.seq < a->seqs.n_seqs; r.seq++) {
-        const int64_t n_new = a->seqs.starts[r.seq + 1] - a->seqs.starts[r.seq];
-        if (!ht_attention_is_decode(n_new, group)) continue;
-        for (r.row = 0; r.row < n_new; r.row++, rows++) {
-            r.n_blocks = ht_attention_key_blocks(a->past[r.seq] + r.row + 1);
-            if (by_block ? index < r.first_block + r.n_blocks : rows == index) return r;
-            r.first_block += r.n_blocks;
-        }
+        if (!ht_attention_is_decode(&a->seqs, r.seq)) continue;
+        r.n_blocks = ht_attention_key_blocks(a->past[r.seq] + 1);
+        if (index < r.first_block + r.n_blocks) return r;
+        r.first_block += r.n_blocks;
     }
-    r.row = rows; // past the end: how many there are
     return r;
 }
 
-/* Block number `index` of the decode path. */
 static void decode_task(const struct ht_kv_attention_args *a, int64_t index, float *slots)
 {
-    const struct decode_row r = find_row(a, index, true);
+    const struct decode_seq r = find_block(a, index);
     const int64_t key0 = (index - r.first_block) * HT_DECODE_KEY_BLOCK;
-    const int64_t key1 = tile_min(key0 + HT_DECODE_KEY_BLOCK, a->past[r.seq] + r.row + 1);
+    const int64_t key1 = tile_min(key0 + HT_DECODE_KEY_BLOCK, a->past[r.seq] + 1);
     float *own = slots + index * a->n_heads * ht_attention_decode_slot(a->d_head);
     if (TILE_HAS_PAIRS && a->dtype == HT_DTYPE_BF16)
-        decode_block(a, r.seq, r.row, key0, key1, own, 2);
+        decode_block(a, r.seq, key0, key1, own, 2);
     else
-        decode_block(a, r.seq, r.row, key0, key1, own, 1);
+        decode_block(a, r.seq, key0, key1, own, 1);
 }
 
-/* Row number `index` of the decode path: its blocks, in order, to the output. */
+/* If block `index` is the first of its row: the row's blocks, in order, to the output. */
 static void decode_finish(const struct ht_kv_attention_args *a, int64_t index, float *slots)
 {
     const int64_t slot = ht_attention_decode_slot(a->d_head), block = a->n_heads * slot;
-    const struct decode_row r = find_row(a, index, false);
+    const struct decode_seq r = find_block(a, index);
+    if (index != r.first_block) return;
     const struct ht_attention_view v = cache_view(a, r.seq, 0);
     for (int64_t h = 0; h < a->n_heads; h++)
-        combine(v.o + (r.row * v.o_stride + h * a->d_head) * (int64_t)ht_dtype_bytes(a->dtype),
-                a->dtype, slots + r.first_block * block + h * slot, block, r.n_blocks, a->d_head,
+        combine(v.o + h * a->d_head * (int64_t)ht_dtype_bytes(a->dtype), a->dtype,
+                slots + index * block + h * slot, block, r.n_blocks, a->d_head,
                 a->scale * TILE_LOG2E);
 }
 
@@ -436,8 +426,8 @@ enum ht_status HT_ISA_FN(ht_kv_attention_cpu)(struct ht_backend *be,
                                               const struct ht_kv_attention_args *a)
 {
     const int64_t floats = ht_attention_forward_floats(a->d_head);
-    const struct decode_row all = find_row(a, -1, false);
-    const int64_t slots_floats = all.first_block * a->n_heads * ht_attention_decode_slot(a->d_head);
+    const int64_t n_blocks = find_block(a, INT64_MAX).first_block;
+    const int64_t slots_floats = n_blocks * a->n_heads * ht_attention_decode_slot(a->d_head);
     const size_t mark = ht_arena_mark(&be->scratch);
     void *tiles, *slots;
 
@@ -449,13 +439,13 @@ enum ht_status HT_ISA_FN(ht_kv_attention_cpu)(struct ht_backend *be,
         return st;
     }
     prefill(be, a, tiles, floats);
-    if (all.first_block > 0) {
+    if (n_blocks > 0) {
 #pragma omp parallel num_threads(be->n_threads)
         {
 #pragma omp for schedule(dynamic, 1)
-            for (int64_t i = 0; i < all.first_block; i++) decode_task(a, i, slots);
+            for (int64_t i = 0; i < n_blocks; i++) decode_task(a, i, slots);
 #pragma omp for schedule(static)
-            for (int64_t i = 0; i < all.row; i++) decode_finish(a, i, slots);
+            for (int64_t i = 0; i < n_blocks; i++) decode_finish(a, i, slots);
         }
     }
     ht_arena_reset(&be->scratch, mark);

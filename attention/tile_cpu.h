@@ -1,5 +1,4 @@
-/* attention/tile_cpu.h: register tiles, packing and exp2 for the attention kernels; kernel files
- * only.
+/* attention/tile_cpu.h: register tiles and exp2 for the attention kernels; kernel files only.
  *
  * Every product of attention is C[row, lane] += sum_k A[row, k] * B[k, lane]: A is broadcast, B is
  * a vector. The unit of k is a *word* of 32 bits, which holds `pair` elements: one fp32 (pair = 1),
@@ -8,12 +7,12 @@
  * all levels and dtypes; `pair` is a constant at every call and disappears.
  *
  * Layouts (words, slowest first)
- *   panel   B  (k, TILE_PANEL)            columns of queries; TILE_PANEL = lanes of one register
- * tile block8  A  (row/8, k, 8)              8 rows interleaved: one pointer walks the whole tile
- *   strip   B  (k, d_pad)                 lanes run over the head's dims, padded to whole vectors
+ *   panel   B  (k, TILE_PANEL)     columns of queries; TILE_PANEL = lanes of one register tile
+ *   block8  A  (row/8, k, 8)       8 rows interleaved: one pointer walks the whole tile
+ *   strip   B  (k, d_pad)          lanes run over the head's dims, padded to whole vectors
  *
- * Register tile 8 x 48 on AVX-512 (24 accumulators + 3 + 1 of 32 registers), 4 x 24 on AVX2, 4 x 8
- * plain.
+ * Register tile 8 x 48 on AVX-512 (24 accumulators + 3 + 1 of 32 registers), 4 x 24 on AVX2,
+ * 4 x 8 plain.
  */
 #ifndef HT_ATTENTION_TILE_CPU_H
 #define HT_ATTENTION_TILE_CPU_H

@@ -1,5 +1,4 @@
-/* attention/tile_pack_cpu.h: from token rows to the layouts of tile_cpu.h and back; kernel files
- * only.
+/* attention/tile_pack_cpu.h: token rows to the layouts of tile_cpu.h and back; kernel files only.
  *
  * Rows come as pointers to words: straight into the tensor where its elements already are words,
  * else widened into a temporary. Missing rows (beyond a ragged end) are zero rows.

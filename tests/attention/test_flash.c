@@ -1,5 +1,4 @@
-/* tests/attention/test_flash.c: attention forward and backward against fp64, properties, refusals.
- */
+/* tests/attention/test_flash.c: attention forward and backward: fp64, properties, refusals. */
 #include <check.h>
 #include <math.h>
 #include <stdio.h>
@@ -9,8 +8,7 @@
 #include "core/base/rng.h"
 #include "tests/attention/attention_case.h"
 
-/* heads, kv heads, d_head, lengths: one token; ragged; several tiles of keys and queries; every
- * ratio */
+/* heads, kv heads, d_head, lengths: one token, ragged, several tiles, every ratio */
 static const struct attention_shape shapes[] = {
     { 1, 1, 8, { 1 } },
     { 2, 1, 16, { 7 } },

@@ -10,7 +10,7 @@ static const struct attention_shape shapes[] = {
     { 1, 1, 8, { 1 } },          { 2, 1, 16, { 70 } },        { 4, 4, 24, { 33, 60 } },
     { 8, 1, 32, { 40 } },        { 4, 1, 40, { 90, 3, 17 } }, { 8, 2, 64, { 75 } },
     { 6, 2, 80, { 20, 21 } },    { 4, 1, 128, { 110 } },      { 5, 1, 136, { 30 } },
-    { 1, 1, 256, { 50, 1, 2 } }, { 2, 1, 16, { 2100 } }, // three blocks of 1024 keys
+    { 1, 1, 256, { 50, 1, 2 } }, { 2, 1, 16, { 2100 } }, // nine blocks of 256 keys
 };
 enum { N_SHAPES = sizeof shapes / sizeof shapes[0], LONG_SHAPE = N_SHAPES - 1 };
 
@@ -158,7 +158,7 @@ START_TEST(decode_steps_equal_forward)
 }
 END_TEST
 
-/* The long one last: 2090 tokens of prefill, then ten decode steps over three key blocks. */
+/* The long one last: 2090 tokens of prefill, then ten decode steps over nine key blocks. */
 START_TEST(long_cache_matches_reference)
 {
     FOR_EACH_LEVEL(isa, dtype)
