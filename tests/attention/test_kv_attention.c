@@ -133,7 +133,7 @@ START_TEST(prefill_split_anywhere_equals_whole)
     FOR_EACH_LEVEL(isa, dtype)
     {
         struct attention_case c;
-        attention_case_make(&c, &shapes[_i], dtypes[dtype], (enum ht_isa)isa, 2, 21, false);
+        attention_case_make(&c, &shapes[_i], dtypes[dtype], (enum ht_isa)isa, 1, 21, false);
         for (int i = 0; i < 4; i++) {
             run_in_pieces(&c, pieces[i], INT64_MAX);
             check_output(&c, "prefill");
@@ -148,7 +148,7 @@ START_TEST(decode_steps_equal_forward)
     FOR_EACH_LEVEL(isa, dtype)
     {
         struct attention_case c;
-        attention_case_make(&c, &shapes[_i], dtypes[dtype], (enum ht_isa)isa, 2, 22, false);
+        attention_case_make(&c, &shapes[_i], dtypes[dtype], (enum ht_isa)isa, 1, 22, false);
         run_in_pieces(&c, 50, 50); // a prefill of 50, then one by one
         check_output(&c, "prefill and decode");
         run_in_pieces(&c, 1, 0);
@@ -164,7 +164,7 @@ START_TEST(long_cache_matches_reference)
     FOR_EACH_LEVEL(isa, dtype)
     {
         struct attention_case c;
-        attention_case_make(&c, &shapes[LONG_SHAPE], dtypes[dtype], (enum ht_isa)isa, 2, 23, false);
+        attention_case_make(&c, &shapes[LONG_SHAPE], dtypes[dtype], (enum ht_isa)isa, 1, 23, false);
         run_in_pieces(&c, 2090, 2090);
         check_output(&c, "long");
         attention_case_free(&c);
