@@ -7,6 +7,7 @@
 #include "checkpoints/agree.h"
 #include "checkpoints/checkpoint.h"
 #include "checkpoints/folder.h"
+#include "checkpoints/hash.h"
 #include "core/base/file.h"
 
 enum { PATH_BYTES = HT_MAX_PATH + 500 };
@@ -55,7 +56,7 @@ static void check_hint(const char *dir, const int64_t *steps, int n, const struc
     char path[PATH_BYTES], *text = NULL;
 
     snprintf(path, sizeof path, "%s/LATEST", dir);
-    if (!ht_file_exists(path) || ht_file_read(&text, NULL, path, 64) != HT_OK) return;
+    if (!ht_file_exists(path) || ht_file_read_regular(&text, NULL, path, 64) != HT_OK) return;
     text[strcspn(text, "\r\n")] = '\0';
     const int64_t step = ht_ckpt_step_of_name(text);
     bool found = false;

@@ -9,6 +9,8 @@
 #include <unistd.h>
 #include <xxhash.h>
 
+#include "core/base/file.h"
+
 enum { BLOCK_BYTES = 1 << 20 };
 
 struct ht_hasher {
@@ -111,6 +113,16 @@ enum ht_status ht_file_read_at(int fd, void *out, size_t n_bytes, int64_t at, co
         n += (size_t)r;
     }
     return HT_OK;
+}
+
+enum ht_status ht_file_read_regular(char **out, size_t *n_bytes, const char *path, size_t max_bytes)
+{
+    struct stat sb;
+
+    *out = NULL;
+    if (stat(path, &sb) == 0 && !S_ISREG(sb.st_mode))
+        return HT_FAIL(HT_ERR_FORMAT, "%s: not a regular file", path);
+    return ht_file_read(out, n_bytes, path, max_bytes);
 }
 
 enum ht_status ht_file_hash(struct ht_hash *out, int64_t *n_bytes, const char *path)

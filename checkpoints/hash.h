@@ -34,6 +34,10 @@ struct ht_hash ht_hasher_digest(const struct ht_hasher *h);
 /* pread until n_bytes are there; EINTR is repeated, an early end is HT_ERR_FORMAT. */
 enum ht_status ht_file_read_at(int fd, void *out, size_t n_bytes, int64_t at, const char *path);
 
+/* ht_file_read for files of others: a FIFO or a device in its place is refused, not waited for. */
+enum ht_status ht_file_read_regular(char **out, size_t *n_bytes, const char *path,
+                                    size_t max_bytes);
+
 /* Size and hash of a regular file, read in blocks (never mapped: a file cut meanwhile is an error,
  * not a signal). Links are followed. */
 enum ht_status ht_file_hash(struct ht_hash *out, int64_t *n_bytes, const char *path);

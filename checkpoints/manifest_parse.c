@@ -7,6 +7,7 @@
 
 #include "checkpoints/manifest.h"
 #include "checkpoints/manifest_seal.h"
+#include "checkpoints/hash.h"
 #include "core/base/file.h"
 
 enum { MAX_WORLD = 65536, MAX_TENSORS = 1 << 20 };
@@ -181,7 +182,7 @@ enum ht_status ht_manifest_read(struct ht_manifest *out, const char *path)
     size_t n_bytes;
 
     memset(out, 0, sizeof *out);
-    HT_TRY(ht_file_read(&text, &n_bytes, path, HT_MANIFEST_MAX_BYTES));
+    HT_TRY(ht_file_read_regular(&text, &n_bytes, path, HT_MANIFEST_MAX_BYTES));
     const enum ht_status st = ht_manifest_parse(out, text, n_bytes, path);
     free(text);
     return st;

@@ -15,6 +15,7 @@
 
 #include "checkpoints/checkpoint.h"
 #include "checkpoints/folder.h"
+#include "checkpoints/hash.h"
 #include "core/base/file.h"
 
 enum { MAX_TEXT_BYTES = 64 << 20 };
@@ -36,7 +37,7 @@ static enum ht_status read_text(char **out, const struct ht_ckpt *c, const char 
 
     if (snprintf(path, sizeof path, "%s/%s", c->path, name) >= (int)sizeof path)
         return HT_FAIL(HT_ERR_ARG, "%s: path is too long", c->path);
-    HT_TRY(ht_file_read(out, &n_bytes, path, MAX_TEXT_BYTES));
+    HT_TRY(ht_file_read_regular(out, &n_bytes, path, MAX_TEXT_BYTES));
     const struct ht_hash h = ht_hash_of(*out, n_bytes);
     if ((int64_t)n_bytes != c->manifest.files[i].n_bytes ||
         !ht_hash_equal(&h, &c->manifest.files[i].hash) || memchr(*out, '\0', n_bytes))
