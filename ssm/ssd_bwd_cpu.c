@@ -38,7 +38,7 @@ static void transposed_rows(const struct walk *k, void *dst, const struct ssd_so
                             int64_t n)
 {
     ssd_pack_pairs(k->half, k->w->pairs, n, k->Np, src);
-    ssd_transpose(dst, k->w->pairs, k->half ? n / 2 : n, k->Np);
+    ssd_transpose(dst, k->w->pairs, k->Np, k->half ? n / 2 : n, k->Np);
 }
 
 /* The first or next head's rows of a tensor with H*P columns, for the product that runs meanwhile.
@@ -96,7 +96,8 @@ static void prepare_group(const struct walk *k, int64_t t0, int64_t n_tokens)
 
     ssd_pack_rows(k->half, w->B_rows, n, Np, &B);
     ssd_pack_rows(k->half, w->C_rows, n, Np, &C);
-    ssd_transpose(w->C_cols, w->C_rows, n, k->half ? Np / 2 : Np);
+    const int64_t words = k->half ? Np / 2 : Np;
+    ssd_transpose(w->C_cols, w->C_rows, words, n, words);
     transposed_rows(k, w->B_t, &B, n);
     transposed_rows(k, w->C_t, &C, n);
     ssd_gemm_run(&(struct ssd_gemm){ .half = k->half, // K[j,i] = B_j . C_i
@@ -124,10 +125,9 @@ static void time_step_gradients(const struct walk *k, int64_t head, int64_t t0, 
     const struct ht_ssd_args *a = k->a;
     const struct ssd_decay *d = k->w->decay;
     double *sums = k->w->head_sums + 3 * (head - k->task.head0);
-    float slope[SSD_MAX_CHUNK], before = 0.0f, after = 0.0f;
-    double bias = 0.0, A = 0.0;
+    float grad_v[SSD_MAX_CHUNK], before = 0.0f, after = 0.0f;
+    ht_vf bias = vf_set(0.0f), A = bias;
 
-    for (int64_t i = 0; i < d->n; i += HT_VLEN) vf_store(slope + i, vf_sigmoid(vf_load(d->v + i)));
     for (int64_t i = n_tokens - 1; i >= 0; i--) { // U_i passes through every da up to i
         after += U[i];
         grad_da[i] += after;
@@ -136,16 +136,21 @@ static void time_step_gradients(const struct walk *k, int64_t head, int64_t t0, 
         grad_da[i] += before + from_gamma;
         before += V_dt[i] * d->dt[i];
     }
-    for (int64_t i = 0; i < n_tokens; i++) {
-        const float grad = d->A * grad_da[i] + (grad_dt[i] + V_dt[i]);
-        const bool free = a->dt_min <= d->soft[i] && d->soft[i] <= a->dt_max;
-        const float v = free ? grad * (d->v[i] > 20.0f ? 1.0f : slope[i]) : 0.0f;
-        ssd_store(a->grad_dt_raw, (t0 + i) * a->grad_dt_stride + head, a->dtype, v);
-        bias += (double)v;
-        A += (double)d->dt[i] * (double)grad_da[i];
+    for (int64_t i = n_tokens; i < d->n; i++) grad_da[i] = 0.0f;
+    for (int64_t i = 0; i < d->n; i += HT_VLEN) {
+        const ht_vf v = vf_load(d->v + i), soft = vf_load(d->soft + i), da = vf_load(grad_da + i);
+        const ht_vf grad = d->A * da + (vf_load(grad_dt + i) + vf_load(V_dt + i));
+        const ht_vf slope = vf_select(v > 20.0f, vf_set(1.0f), vf_sigmoid(v));
+        const ht_vi in_range = (soft >= a->dt_min) & (soft <= a->dt_max);
+        const ht_vf gv = vf_select(in_range, grad * slope, vf_set(0.0f));
+        vf_store(grad_v + i, gv);
+        bias += gv; // zero behind the end: U, V, x and grad_y are
+        A += vf_load(d->dt + i) * da;
     }
-    sums[0] += bias;
-    sums[1] += A;
+    for (int64_t i = 0; i < n_tokens; i++)
+        ssd_store(a->grad_dt_raw, (t0 + i) * a->grad_dt_stride + head, a->dtype, grad_v[i]);
+    sums[0] += (double)ssd_sum(bias);
+    sums[1] += (double)ssd_sum(A);
 }
 
 static inline float dot(const float *a, const void *b, const enum ht_dtype d, int64_t n)
@@ -156,6 +161,24 @@ static inline float dot(const float *a, const void *b, const enum ht_dtype d, in
         s1 += vf_load(a + i + HT_VLEN) * vf_load_any(b, i + HT_VLEN, d);
     }
     return ssd_sum(s0 + s1);
+}
+
+/* Rows operand (n, Pp) of src: the tensor itself where it has the type and needs no zeros behind
+ * its end. */
+struct operand {
+    const void *p;
+    int64_t ld;
+};
+
+static struct operand rows_operand(const struct walk *k, void *buffer, const struct ssd_source *src,
+                                   int64_t n)
+{
+    const enum ht_dtype type = k->half ? HT_DTYPE_BF16 : HT_DTYPE_F32;
+
+    if (src->dtype == type && src->n_rows == n && src->n_cols == k->Pp && src->stride % 2 == 0)
+        return (struct operand){ src->p, src->stride };
+    ssd_pack_rows(k->half, buffer, n, k->Pp, src);
+    return (struct operand){ buffer, k->Pp };
 }
 
 /* What the head or chunk after this one reads and writes. */
@@ -182,10 +205,10 @@ static void head_chunk(const struct walk *k, float *grad_S, const void *S, int64
     ssd_decay_fill(d, a, head, t0, n_tokens);
     struct ssd_source gy_in = gy;
     gy_in.scale = d->in;
-    ssd_pack_rows(half, w->x_rows, n, Pp, &x);
-    ssd_transpose(w->x_cols, w->x_rows, n, words);
-    ssd_pack_rows(half, w->gy_rows, n, Pp, &gy);
-    ssd_transpose(w->gy_cols, w->gy_rows, n, words);
+    const struct operand x_rows = rows_operand(k, w->x_rows, &x, n);
+    const struct operand gy_rows = rows_operand(k, w->gy_rows, &gy, n);
+    ssd_transpose(w->x_cols, x_rows.p, half ? x_rows.ld / 2 : x_rows.ld, n, words);
+    ssd_transpose(w->gy_cols, gy_rows.p, half ? gy_rows.ld / 2 : gy_rows.ld, n, words);
     ssd_pack_pairs(half, w->gy_pairs, n, Pp, &gy);
     ssd_pack_pairs(half, w->gy_in_pairs, n, Pp, &gy_in);
     if (half) {
@@ -202,17 +225,14 @@ static void head_chunk(const struct walk *k, float *grad_S, const void *S, int64
                                      .m = n,
                                      .n = n,
                                      .k = Pp,
-                                     .a = w->x_rows,
-                                     .lda = Pp,
+                                     .a = x_rows.p,
+                                     .lda = x_rows.ld,
                                      .b = w->gy_cols,
                                      .ldb = n,
                                      .c = w->G,
                                      .ldc = n });
-    double grad_D[4] = { 0 }; // four chains: an addition takes four cycles
-    for (int64_t i = 0; i < n; i++) grad_D[i % 4] += (double)w->G[i * n + i];
     w->head_sums[3 * (head - k->task.head0) + 2] +=
-        (grad_D[0] + grad_D[1]) + (grad_D[2] + grad_D[3]);
-    ssd_decay_scores_backward(half, w->M, w->grad_K, w->G, grad_dt, grad_da, w->K, d);
+        (double)ssd_decay_scores_backward(half, w->M, w->grad_K, w->G, grad_dt, grad_da, w->K, d);
 
     ssd_gemm_run(&(struct ssd_gemm){ .half = half, // grad_u = diag(w) B dS
                                      .m = n,
@@ -326,7 +346,7 @@ static void finish_group(const struct walk *k, float *partial, int64_t n_tokens)
                                 .beta = 1.0f };
     ssd_pack_pairs(k->half, w->M, n, n, &grad_K);
     ssd_gemm_run(&product);
-    ssd_transpose(w->G, w->grad_K, n, n);
+    ssd_transpose(w->G, w->grad_K, n, n, n);
     ssd_pack_pairs(k->half, w->M, n, n, &grad_K_t);
     product.a = w->C_t;
     product.c = w->grad_B_t;
@@ -334,7 +354,7 @@ static void finish_group(const struct walk *k, float *partial, int64_t n_tokens)
     ssd_gemm_run(&product);
 
     for (int which = 0; which < 2; which++) {
-        ssd_transpose(rows, which ? w->grad_C_t : w->grad_B_t, Np, n);
+        ssd_transpose(rows, which ? w->grad_C_t : w->grad_B_t, n, Np, n);
         for (int64_t i = 0; i < n_tokens; i++)
             memcpy(partial + (2 * i + which) * N, rows + i * Np, (size_t)N * sizeof(float));
     }

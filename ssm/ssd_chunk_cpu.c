@@ -159,11 +159,12 @@ static void rectangle_sums(float *grad_da, const float *T, const struct ssd_deca
     }
 }
 
-void ssd_decay_scores_backward(bool half, void *M, float *grad_K, float *G, float *grad_dt,
-                               float *grad_da, const float *K, const struct ssd_decay *d)
+float ssd_decay_scores_backward(bool half, void *M, float *grad_K, float *G, float *grad_dt,
+                                float *grad_da, const float *K, const struct ssd_decay *d)
 {
     const int64_t n = d->n;
     float sum[SSD_MAX_CHUNK], column[SSD_MAX_CHUNK], row[SSD_BLOCK];
+    ht_vf diagonal = vf_set(0.0f);
 
     for (int64_t b = d->n_blocks - 1; b >= 0; b--) {
         const int64_t j0 = b * SSD_BLOCK, right = j0 + SSD_BLOCK;
@@ -195,10 +196,12 @@ void ssd_decay_scores_backward(bool half, void *M, float *grad_K, float *G, floa
                 const int64_t at = (j0 + r) * n + j0 + l;
                 if (r < SSD_BLOCK - 1) s = vf_select(lane > r, s + d->da[j0 + r + 1], zero);
                 const ht_vf L = vf_select(lane >= r, vf_exp(s), zero);
+                diagonal += vf_select(lane == r, vf_load(G + at), zero);
                 grad_dt[j0 + r] +=
                     ssd_sum(score_backward(half, M, grad_K, G, K, at, L, d->dt[j0 + r]));
             }
         }
     }
     rectangle_sums(grad_da, G, d);
+    return ssd_sum(diagonal);
 }

@@ -151,9 +151,10 @@ void ssd_pack_rows(bool half, void *dst, int64_t rows, int64_t cols, const struc
 #define ssd_pack_pairs HT_ISA_FN(ht_ssd_pack_pairs)
 void ssd_pack_pairs(bool half, void *dst, int64_t rows, int64_t cols, const struct ssd_source *src);
 
-/* dst (cols, rows) = transpose of src (rows, cols), 32-bit words; all multiples of 8. */
+/* dst (cols, rows) = transpose of src (rows, cols), rows lds apart; 32-bit words; sizes multiples
+ * of 8. */
 #define ssd_transpose HT_ISA_FN(ht_ssd_transpose)
-void ssd_transpose(void *dst, const void *src, int64_t rows, int64_t cols);
+void ssd_transpose(void *dst, const void *src, int64_t lds, int64_t rows, int64_t cols);
 
 /* Between a state in the tensors' layout (P, N) and ours (Np, Pp); NULL src: zeros. */
 #define ssd_state_in HT_ISA_FN(ht_ssd_state_in)
@@ -187,11 +188,11 @@ void ssd_decay_fill(struct ssd_decay *d, const struct ht_ssd_args *a, int64_t he
 #define ssd_decay_scores HT_ISA_FN(ht_ssd_decay_scores)
 void ssd_decay_scores(bool half, void *M, const float *K, const struct ssd_decay *d);
 
-/* Transposed, for the backward pass: row j, column i >= j, L = exp(sum_{j<k<=i} da), G = <x_j,
- * Gy_i>: M[j,i] = K L (rows operand)   grad_K[j,i] += dt_j L G   grad_dt[j] = sum_i M G grad_da[k]
- * = sum_{i>=k, j<k} dt_j M[j,i] G[j,i]   (G is overwritten) */
+/* Transposed, for the backward pass; returns sum_j G[j,j]. Row j, column i >= j, L =
+ * exp(sum_{j<k<=i} da), G = <x_j, Gy_i>: M[j,i] = K L (rows operand)   grad_K[j,i] += dt_j L G
+ * grad_dt[j] = sum_i M G grad_da[k] = sum_{i>=k, j<k} dt_j M[j,i] G[j,i]   (G is overwritten) */
 #define ssd_decay_scores_backward HT_ISA_FN(ht_ssd_decay_scores_backward)
-void ssd_decay_scores_backward(bool half, void *M, float *grad_K, float *G, float *grad_dt,
-                               float *grad_da, const float *K, const struct ssd_decay *d);
+float ssd_decay_scores_backward(bool half, void *M, float *grad_K, float *G, float *grad_dt,
+                                float *grad_da, const float *K, const struct ssd_decay *d);
 
 #endif

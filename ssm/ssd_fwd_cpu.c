@@ -28,10 +28,10 @@ static void prepare_group(const struct ht_ssd_args *a, const struct ht_ssd_forwa
 
     ssd_pack_rows(half, w->C_rows, n, Np, &C);
     ssd_pack_rows(half, w->B_rows, n, Np, &B);
-    ssd_transpose(w->B_cols, w->B_rows, n, words);
+    ssd_transpose(w->B_cols, w->B_rows, words, n, words);
     if (half) {
         ssd_pack_pairs(half, w->B_pairs, n, Np, &B);
-        ssd_transpose(w->B_t, w->B_pairs, n / 2, Np);
+        ssd_transpose(w->B_t, w->B_pairs, Np, n / 2, Np);
     }
     ssd_gemm_run(&(struct ssd_gemm){ .half = half,
                                      .region = SSD_LOWER_OUT,

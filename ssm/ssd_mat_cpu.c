@@ -229,8 +229,10 @@ static ALWAYS_INLINE void pair_rows_bf16(ht_bf16 *dst, const struct ssd_source *
     }
 }
 
-static void pack_pairs_half(ht_bf16 *dst, int64_t rows, int64_t cols, const struct ssd_source *src)
+static void pack_pairs_half(ht_bf16 *dst, int64_t rows, int64_t cols,
+                            const struct ssd_source *source)
 {
+    const struct ssd_source copy = *source, *src = &copy; // a store to dst cannot change it
     // columns behind the end of the source are zero, whole vectors of them at most
     if (src->n_cols % HT_VLEN != 0 || src->n_cols + HT_VLEN <= cols)
         memset(dst, 0, (size_t)(rows * cols) * sizeof *dst);
@@ -266,8 +268,10 @@ static ALWAYS_INLINE void pack_row(void *dst, int64_t at, int64_t cols,
         vf_store_any(dst, at + c, to, source_at(src, r * src->stride, c, n - c, scale, scaled, d));
 }
 
-void ssd_pack_rows(bool half, void *dst, int64_t rows, int64_t cols, const struct ssd_source *src)
+void ssd_pack_rows(bool half, void *dst, int64_t rows, int64_t cols,
+                   const struct ssd_source *source)
 {
+    const struct ssd_source copy = *source, *src = &copy; // a store to dst cannot change it
     const size_t e = ssd_operand_bytes(half);
 
     for (int64_t r = 0; r < src->n_rows; r++) {
@@ -342,9 +346,9 @@ static void transpose_strided(float *dst, int64_t ldd, const float *src, int64_t
             transpose_8x8(dst + c * ldd + r, ldd, src + r * lds + c, lds);
 }
 
-void ssd_transpose(void *dst, const void *src, int64_t rows, int64_t cols)
+void ssd_transpose(void *dst, const void *src, int64_t lds, int64_t rows, int64_t cols)
 {
-    transpose_strided(dst, rows, src, cols, rows, cols);
+    transpose_strided(dst, rows, src, lds, rows, cols);
 }
 
 void ssd_state_in(float *dst, const float *src, int64_t d_head, int64_t d_state)
