@@ -3,6 +3,8 @@
 #include <errno.h>
 #include <getopt.h>
 #include <inttypes.h>
+#include <signal.h>
+#include <stdbool.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
@@ -34,17 +36,31 @@ static const char help[] =
     "  --special           encode: add what the tokenizer's post-processor adds\n"
     "  --tokenizer FILE    a Hugging Face tokenizer.json\n"
     "  --eos TOKEN         appended to every document (default: none)\n"
+    "  --holdout-every N   every N-th document goes to --holdout-out instead (validation data)\n"
+    "  --holdout-out FILE  shard of the documents held out\n"
     "  --field NAME        field of JSONL objects (default: text)\n"
     "  --lines             every line of a text file is a document\n"
     "  --threads N         threads (default: all cores)\n"
     "  --out FILE          what is written: published by rename when complete\n"
     "  --version, --help\n"
     "\n"
+    "The result goes to standard output, progress and errors to standard error. SIGINT and SIGTERM "
+    "stop at the\n"
+    "next batch; nothing half-written stays.\n"
+    "\n"
+    "Example: a folder of text files, every 50th held out:\n"
+    "  hybriddata train-tokenizer --vocab 32000 --special '<|endoftext|>' --out tokenizer.json "
+    "texts/\n"
+    "  hybriddata tokenize --tokenizer tokenizer.json --eos '<|endoftext|>' --out train.h5 \\\n"
+    "      --holdout-every 50 --holdout-out held-out.h5 texts/\n"
+    "\n"
     "Exit codes: 0 done, 1 failure at run time, 2 usage, 3 bad input data, 5 out of memory or "
-    "disk.\n";
+    "disk,\n"
+    "75 stopped by a signal.\n";
 
 struct arguments {
-    const char *tokenizer, *out, *eos, *field, *style, *vocab;
+    const char *tokenizer, *out, *eos, *field, *style, *vocab, *holdout;
+    long long holdout_every;
     const char *specials[256];
     int n_specials, threads;
     bool lines, add_special;
@@ -64,21 +80,41 @@ static int fail(enum ht_status st)
     return ht_exit_code(st);
 }
 
+static volatile sig_atomic_t stop_signal;
+
+static void on_signal(int number)
+{
+    stop_signal = number;
+}
+
+/* SIGINT and SIGTERM end the work at the next batch, so that no temporary file stays behind. */
+static void catch_signals(void)
+{
+    struct sigaction a = { .sa_handler = on_signal, .sa_flags = (int)SA_RESETHAND };
+    sigaction(SIGINT, &a, NULL);
+    sigaction(SIGTERM, &a, NULL);
+}
+
 /* Progress on a terminal: a bar, rate and time left. */
-static void progress(void *user, uint64_t done, uint64_t total, int64_t n_docs, int64_t n_tokens)
+static bool progress(void *user, uint64_t done, uint64_t total, int64_t n_docs, int64_t n_tokens)
 {
     double *start_s = user;
     const double s = ht_time_s() - *start_s, share = total ? (double)done / (double)total : 1.0;
     char bar[31];
 
-    if (!isatty(STDERR_FILENO)) return;
+    if (!isatty(STDERR_FILENO)) return stop_signal == 0;
     for (int i = 0; i < 30; i++) bar[i] = (double)i < share * 30.0 ? '#' : '.';
     bar[30] = '\0';
     fprintf(stderr, "\r[%s] %3.0f%%  %" PRId64 " documents  %.2f M tokens  %.1f MB/s  %.0f s left ",
             bar, 100.0 * share, n_docs, (double)n_tokens * 1e-6,
             (double)done * 1e-6 / (s > 0.0 ? s : 1.0), share > 0.0 ? s / share - s : 0.0);
-    if (done >= total) fputc('\n', stderr);
     fflush(stderr);
+    return stop_signal == 0;
+}
+
+static void end_progress(void)
+{
+    if (isatty(STDERR_FILENO)) fputc('\n', stderr);
 }
 
 static int run_train(const struct arguments *a)
@@ -106,7 +142,10 @@ static int run_train(const struct arguments *a)
     HT_TRY_GOTO(st, done, ht_text_open(&source, a->inputs, a->n_inputs, &options));
     HT_TRY_GOTO(st, done,
                 ht_bpe_trainer_create(&trainer, gpt2 ? HT_BPE_GPT2 : HT_BPE_LLAMA3, a->threads));
-    HT_TRY_GOTO(st, done, ht_corpus_count_words(source, trainer, progress, &start_s));
+    catch_signals();
+    st = ht_corpus_count_words(source, trainer, progress, &start_s);
+    end_progress();
+    if (st != HT_OK) goto done;
     HT_TRY_GOTO(st, done,
                 ht_bpe_trainer_learn(trainer, vocab, a->specials, a->n_specials, &json, &learned));
     HT_TRY_GOTO(st, done, ht_file_publish(a->out, json, strlen(json)));
@@ -122,7 +161,7 @@ static int run_tokenize(const struct arguments *a)
 {
     struct ht_text_source *source = NULL;
     struct ht_tokenizer *tokenizer = NULL;
-    struct ht_corpus_counts counts;
+    struct ht_corpus_counts counts[2];
     double start_s = ht_time_s();
     enum ht_status st = HT_OK;
     int32_t eos = -1;
@@ -130,6 +169,8 @@ static int run_tokenize(const struct arguments *a)
     if (!a->tokenizer) return usage("tokenize needs --tokenizer");
     if (!a->out) return usage("tokenize needs --out");
     if (a->n_inputs == 0) return usage("no INPUT");
+    if ((a->holdout_every > 0) != (a->holdout != NULL))
+        return usage("--holdout-every and --holdout-out go together");
     HT_TRY_GOTO(st, done, ht_tokenizer_load(&tokenizer, a->tokenizer));
     if (a->eos && (eos = ht_tokenizer_find(tokenizer, a->eos)) < 0) {
         st = HT_FAIL(HT_ERR_ARG, "--eos: %s has no token '%s'", a->tokenizer, a->eos);
@@ -137,13 +178,26 @@ static int run_tokenize(const struct arguments *a)
     }
     const struct ht_text_options options = { .field = a->field, .lines = a->lines };
     HT_TRY_GOTO(st, done, ht_text_open(&source, a->inputs, a->n_inputs, &options));
-    HT_TRY_GOTO(st, done,
-                ht_corpus_tokenize(source, tokenizer, eos, a->threads, a->out, &counts, progress,
-                                   &start_s));
+    const struct ht_corpus_job job = { .source = source,
+                                       .tokenizer = tokenizer,
+                                       .eos_id = eos,
+                                       .n_threads = a->threads,
+                                       .out_path = a->out,
+                                       .holdout_every = a->holdout_every,
+                                       .holdout_path = a->holdout,
+                                       .progress = progress,
+                                       .user = &start_s };
+    catch_signals();
+    st = ht_corpus_tokenize(&job, counts);
+    end_progress();
+    if (st != HT_OK) goto done;
     const double s = ht_time_s() - start_s;
-    printf("%s: %" PRId64 " documents, %" PRId64 " tokens, %.1f MB of text, %.1f s, %.1f MB/s\n",
-           a->out, counts.n_docs, counts.n_tokens, (double)counts.n_bytes * 1e-6, s,
-           (double)counts.n_bytes * 1e-6 / s);
+    for (int i = 0; i < (a->holdout_every ? 2 : 1); i++)
+        printf("%s: %" PRId64 " documents, %" PRId64 " tokens, %.1f MB of text\n",
+               i ? a->holdout : a->out, counts[i].n_docs, counts[i].n_tokens,
+               (double)counts[i].n_bytes * 1e-6);
+    fprintf(stderr, "hybriddata: %.1f s, %.1f MB/s\n", s,
+            (double)(counts[0].n_bytes + counts[1].n_bytes) * 1e-6 / s);
 done:
     ht_text_close(source);
     ht_tokenizer_free(tokenizer);
@@ -253,10 +307,13 @@ done:
 int main(int argc, char **argv)
 {
     static const struct option options[] = {
-        { "vocab", 1, NULL, 'n' },   { "out", 1, NULL, 'o' },   { "style", 1, NULL, 's' },
-        { "special", 2, NULL, 'S' }, { "eos", 1, NULL, 'e' },   { "tokenizer", 1, NULL, 't' },
-        { "field", 1, NULL, 'f' },   { "lines", 0, NULL, 'l' }, { "threads", 1, NULL, 'j' },
-        { "version", 0, NULL, 'v' }, { "help", 0, NULL, 'h' },  { NULL, 0, NULL, 0 },
+        { "vocab", 1, NULL, 'n' },         { "out", 1, NULL, 'o' },
+        { "style", 1, NULL, 's' },         { "special", 2, NULL, 'S' },
+        { "eos", 1, NULL, 'e' },           { "tokenizer", 1, NULL, 't' },
+        { "holdout-every", 1, NULL, 'E' }, { "holdout-out", 1, NULL, 'O' },
+        { "field", 1, NULL, 'f' },         { "lines", 0, NULL, 'l' },
+        { "threads", 1, NULL, 'j' },       { "version", 0, NULL, 'v' },
+        { "help", 0, NULL, 'h' },          { NULL, 0, NULL, 0 },
     };
     struct arguments a = { 0 };
     char *end;
@@ -279,6 +336,13 @@ int main(int argc, char **argv)
                 a.specials[a.n_specials++] = optarg;
             break;
         case 'e': a.eos = optarg; break;
+        case 'E':
+            errno = 0;
+            a.holdout_every = strtoll(optarg, &end, 10);
+            if (*end || errno || a.holdout_every < 2)
+                return usage("--holdout-every must be a whole number of 2 or more");
+            break;
+        case 'O': a.holdout = optarg; break;
         case 't': a.tokenizer = optarg; break;
         case 'f': a.field = optarg; break;
         case 'l': a.lines = true; break;
