@@ -46,15 +46,19 @@ struct ht_ssd_args {
 };
 
 /* HT_ERR_ARG: chunk not a power of two in 16..256, d_head or d_state not a multiple of 8 or above 256, H
- * not a multiple of G. */
+ * not a multiple of G, a clamp that is not 0 <= dt_min <= dt_max. */
 enum ht_status ht_ssd_forward(struct ht_backend *be, const struct ht_ssd_args *a);
 enum ht_status ht_ssd_backward(struct ht_backend *be, const struct ht_ssd_args *a);
+
+/* Enough for any way of cutting n_tokens into sequences (seqs is not read), with as many workers as OpenMP
+ * would start here. With less scratch fewer workers run, to the same bits; HT_ERR_MEMORY below one. */
 size_t ht_ssd_forward_scratch_bytes(const struct ht_ssd_args *a);
 size_t ht_ssd_backward_scratch_bytes(const struct ht_ssd_args *a);
 
 /* One token for each of n_tokens sequences (decode, spec 4.3), state updated in place at
  * state + slot[i] * H*P*N; slot -1 is a padding row: y = 0, no state touched. Uses x, B, C, dt_raw, dt_bias,
- * A_log, D, y, strides and the clamp of `a`; seqs and chunk are ignored. slot NULL means slot[i] = i. */
+ * A_log, D, y, strides and the clamp of `a`; seqs and chunk are ignored. slot NULL means slot[i] = i. No two
+ * tokens of a call may name the same slot. */
 enum ht_status ht_ssd_step(struct ht_backend *be, const struct ht_ssd_args *a, float *state,
                            const int32_t *slot);
 

@@ -5,10 +5,13 @@
  * one segment at a time are held (ssd_layout.h), so memory grows with T / segment. Everything lies
  * transposed here: state (N, P), scores (j, i), gradients of B and C (N, tokens). With G = x Gy^T:
  *
- *   B3  grad_u = diag(w) B dS + M Gy       M = K L, i >= j      grad_x = dt grad_u + D Gy
- *   B4  grad_K += dt L G   grad_C += B^T grad_K + S Gy^T diag(in)   grad_B += C^T grad_K^T + dS x^T
- * diag(dt w) B5  U_i = in_i <C_i, S Gy_i>   V_j = dt_j w_j <B_j, dS x_j>   grad_da = rectangles + U
- * + V + gamma <dS, S> B1  dS = gamma dS + C^T diag(in) Gy
+ *   B3  grad_u = diag(w) B dS + M Gy    M = K L, i >= j    grad_x = dt grad_u + D Gy
+ *   B4  grad_K += dt L G
+ *       grad_C += B^T grad_K + S Gy^T diag(in)
+ *       grad_B += C^T grad_K^T + dS x^T diag(dt w)
+ *   B5  U_i = in_i <C_i, S Gy_i>    V_j = dt_j w_j <B_j, dS x_j>
+ *       grad_da = rectangles + U + V + gamma <dS, S>
+ *   B1  dS = gamma dS + C^T diag(in) Gy
  *
  * where <du_j, x_j> = sum_i M G + V_j / dt_j needs no product of its own. Five products of P N per
  * token and head with the recomputed state: 10 P N + 2 (Q + 1) P FLOP, plus 3 (Q + 1) N per block.
@@ -41,8 +44,7 @@ static void transposed_rows(const struct walk *k, void *dst, const struct ssd_so
     ssd_transpose(dst, k->w->pairs, k->Np, k->half ? n / 2 : n, k->Np);
 }
 
-/* The first or next head's rows of a tensor with H*P columns, for the product that runs meanwhile.
- */
+/* The next head's rows of a tensor with H*P columns, for the product that runs meanwhile. */
 static struct ssd_ahead next_head(const struct walk *k, const void *p, int64_t stride, int64_t h,
                                   int64_t t0, int64_t n_rows)
 {

@@ -97,6 +97,41 @@ START_TEST(extreme_steps_stay_finite)
 }
 END_TEST
 
+/* Tokens with da near -1e5 and no input empty the state; what follows must be remembered to the
+ * last digit, which differences of running sums of da would have lost. */
+START_TEST(memory_is_exact_after_a_reset)
+{
+    const struct variant v = variant_at(_i);
+    const struct scan_shape shape = { { 200 }, 3, 16, 16, 1, 128 };
+    struct scan_case k = scan_case_make(&shape, SCAN_REMEMBERS, v.dtype, 8);
+    const int64_t HP = shape.H * shape.P, tokens[] = { 3, 40, 41, 64, 150 };
+    double *x = (double *)(uintptr_t)k.ref.x, *dt_raw = (double *)(uintptr_t)k.ref.dt_raw;
+
+    for (int64_t h = 0; h < shape.H; h++) { // decays of 2 % per token, and 1e5 at a reset
+        ((float *)k.A_log.p)[h] = (float)log(10.0);
+        k.A_log.d[h] = tensor_at(&k.A_log, h);
+        ((float *)k.dt_bias.p)[h] = -6.0f;
+        k.dt_bias.d[h] = -6.0;
+    }
+    for (size_t i = 0; i < sizeof tokens / sizeof *tokens; i++) {
+        const int64_t t = tokens[i];
+        for (int64_t j = 0; j < HP; j++) {
+            ht_store_f32(k.rows.p, t * k.width + j, v.dtype, 0.0f);
+            x[t * HP + j] = 0.0;
+        }
+        for (int64_t h = 0; h < shape.H; h++) {
+            ht_store_f32(k.dt_raw.p, t * k.args.dt_stride + h, v.dtype, 9984.0f); // exact in bf16
+            dt_raw[t * shape.H + h] = 9984.0;
+        }
+    }
+    scan_case_reference(&k);
+    ck_assert_double_lt(max_abs(k.ref.y, k.T * HP), 100.0);
+    scan_case_forward(&k, v.isa, 1);
+    scan_case_check_forward(&k);
+    scan_case_free(&k);
+}
+END_TEST
+
 /* A NaN in dt_raw must come out, not vanish in the clamp. */
 START_TEST(nan_is_not_hidden)
 {
@@ -148,6 +183,7 @@ int main(void)
     tcase_add_loop_test(property, bits_do_not_depend_on_run_or_threads, 0, n_variants() * N_SCANS);
     tcase_add_test(property, chunk_changes_only_rounding);
     tcase_add_loop_test(property, extreme_steps_stay_finite, 0, n_variants());
+    tcase_add_loop_test(property, memory_is_exact_after_a_reset, 0, n_variants());
     tcase_add_loop_test(property, nan_is_not_hidden, 0, n_variants());
     tcase_add_test(property, scratch_limits_workers);
     suite_add_tcase(s, property);
