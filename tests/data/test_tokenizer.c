@@ -5,6 +5,7 @@
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
+#include <time.h>
 
 #include "core/base/file.h"
 #include "core/base/rng.h"
@@ -171,7 +172,7 @@ START_TEST(decoding_gives_back_what_was_encoded)
     uint64_t counter = 0;
 
     ck_assert_int_eq(ht_encoder_create(&e, t), HT_OK);
-    for (int k = 0; k < 2000; k++) {
+    for (int k = 0; k < 500; k++) {
         const uint32_t top = tops[draw(&counter) % 6], n_chars = draw(&counter) % 400;
         size_t n = 0, n_back;
         for (uint32_t i = 0; i < n_chars; i++) {
@@ -201,7 +202,7 @@ START_TEST(random_bytes_and_ids_do_no_harm)
     uint64_t counter = 0;
 
     ck_assert_int_eq(ht_encoder_create(&e, t), HT_OK);
-    for (int k = 0; k < 3000; k++) {
+    for (int k = 0; k < 600; k++) {
         const size_t n = draw(&counter) % sizeof text;
         for (size_t i = 0; i < n; i++) text[i] = (char)(draw(&counter) % (k % 2 ? 256 : 128));
         a.n = 0;
@@ -232,11 +233,11 @@ START_TEST(long_words_take_no_longer_than_n_log_n)
 
     ck_assert_int_eq(ht_encoder_create(&e, t), HT_OK);
     for (int k = 0; k < 5; k++) {
-        const double start = ht_time_s();
+        const clock_t start = clock(); // processor time: other processes do not count
         memset(text, letters[k], n);
         a.n = 0;
         ck_assert_int_eq(ht_encode(e, text, n, false, &a), HT_OK);
-        ck_assert_double_lt(ht_time_s() - start, 20.0); // quadratic would be days
+        ck_assert_double_lt((double)(clock() - start) / CLOCKS_PER_SEC, 20.0); // quadratic: days
     }
     free(text);
     ht_ids_free(&a);
