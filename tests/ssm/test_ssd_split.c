@@ -248,7 +248,7 @@ END_TEST
 /* More chunks than one segment of states holds: the wide state makes segments of few chunks. */
 START_TEST(long_sequence_in_segments)
 {
-    const struct scan_shape shape = { { 530 }, 4, 128, 256, 1, 16 };
+    const struct scan_shape shape = { { 530 }, 5, 256, 256, 1, 16 };
     const enum ht_dtype dtype = _i ? HT_DTYPE_BF16 : HT_DTYPE_F32;
     struct scan_case k = scan_case_make(&shape, SCAN_STATES, dtype, 7);
 
