@@ -2,15 +2,19 @@
  *
  * Patterns come from tokenizer.json, where Oniguruma (Ruby syntax) reads them: ^ and $ are line
  * anchors, and \s is the Unicode property White_Space. PCRE2's \s also takes U+180E, so \s and \S
- * are spelled out before compiling.
+ * are spelled out before compiling. Its tables in 10.42 are Unicode 14, Oniguruma's there 16: the
+ * letters, digits and so on in between (unicode_new.h) are added to \p{..}.
  */
 #define PCRE2_CODE_UNIT_WIDTH 8
 #include "data/pretokenize.h"
 
 #include <pcre2.h>
 #include <stdbool.h>
+#include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
+
+#include "data/unicode_new.h"
 
 #define MAX_PATTERN_BYTES ((size_t)64 << 10)
 #define MATCH_LIMIT 200000000u     // steps of one match: a word of 1 MiB needs about 3 per byte
@@ -32,33 +36,76 @@ struct ht_splitter_work {
     pcre2_jit_stack *stack;
 };
 
-/* Pattern with \s and \S spelled out. out holds 1 + (sizeof WHITE_SPACE + 4) / 2 bytes per byte of
- * pattern. */
-static void spell_white_space(char *out, const char *pattern)
+/* What PCRE2's Unicode tables miss of \p{name}; "" when nothing. */
+static const char *missing_members(const char *name, size_t n)
+{
+    char version[32] = "";
+    (void)pcre2_config(PCRE2_CONFIG_UNICODE_VERSION, version);
+    if (strtod(version, NULL) >= 16.0) return "";
+    for (size_t i = 0; i < sizeof unicode_new / sizeof *unicode_new; i++)
+        if (strlen(unicode_new[i].name) == n && memcmp(unicode_new[i].name, name, n) == 0)
+            return unicode_new[i].ranges;
+    return "";
+}
+
+/* \p{..} or \P{..} at p; returns its length. */
+static size_t spell_property(FILE *out, const char *p, bool in_class)
+{
+    const char *close = p[2] == '{' ? strchr(p, '}') : NULL;
+    const size_t n = close ? (size_t)(close - p) + 1 : 2;
+    const char *more = close ? missing_members(p + 3, n - 4) : "";
+
+    if (!*more || (in_class && p[1] == 'P')) // a class cannot take members out again
+        fprintf(out, "%.*s", (int)n, p);
+    else if (in_class)
+        fprintf(out, "%.*s%s", (int)n, p, more);
+    else
+        fprintf(out, "[%s\\p%.*s%s]", p[1] == 'P' ? "^" : "", (int)n - 2, p + 2, more);
+    return n;
+}
+
+/* Pattern with \s, \S and the properties spelled out. */
+static void spell_classes(FILE *out, const char *pattern)
 {
     bool in_class = false;
     const char *p = pattern;
     while (*p) {
         if (p[0] == '\\' && p[1] == 's') {
-            out = stpcpy(out, in_class ? WHITE_SPACE : "[" WHITE_SPACE "]");
+            fputs(in_class ? WHITE_SPACE : "[" WHITE_SPACE "]", out);
             p += 2;
         } else if (p[0] == '\\' && p[1] == 'S') {
-            out = stpcpy(out, in_class ? "\\S\\x{180E}" : "[^" WHITE_SPACE "]");
+            fputs(in_class ? "\\S\\x{180E}" : "[^" WHITE_SPACE "]", out);
             p += 2;
+        } else if (p[0] == '\\' && (p[1] == 'p' || p[1] == 'P')) {
+            p += spell_property(out, p, in_class);
         } else if (p[0] == '\\' && p[1]) {
-            *out++ = *p++;
-            *out++ = *p++;
+            fputc(*p++, out);
+            fputc(*p++, out);
         } else if (!in_class && *p == '[') {
             in_class = true;
-            *out++ = *p++;
-            if (*p == '^') *out++ = *p++;
-            if (*p == ']') *out++ = *p++;
+            fputc(*p++, out);
+            if (*p == '^') fputc(*p++, out);
+            if (*p == ']') fputc(*p++, out);
         } else {
             if (*p == ']') in_class = false;
-            *out++ = *p++;
+            fputc(*p++, out);
         }
     }
-    *out = '\0';
+}
+
+static enum ht_status spell(char **out, const char *pattern)
+{
+    size_t n;
+    FILE *f = open_memstream(out, &n);
+
+    if (f) spell_classes(f, pattern);
+    if (!f || fclose(f) != 0) {
+        if (f) free(*out);
+        *out = NULL;
+        return HT_FAIL(HT_ERR_MEMORY, "no memory for a split pattern of %zu bytes",
+                       strlen(pattern));
+    }
+    return HT_OK;
 }
 
 enum ht_status ht_splitter_create(struct ht_splitter **out, const char *pattern)
@@ -77,13 +124,12 @@ enum ht_status ht_splitter_create(struct ht_splitter **out, const char *pattern)
         return HT_FAIL(HT_ERR_FORMAT, "split pattern has %zu bytes; 1 to %zu are accepted", len,
                        MAX_PATTERN_BYTES);
     s = calloc(1, sizeof *s);
-    spelled = malloc(1 + len * (1 + (sizeof WHITE_SPACE + 4) / 2));
     context = pcre2_compile_context_create(NULL);
-    if (!s || !spelled || !context) {
+    if (!s || !context) {
         st = HT_FAIL(HT_ERR_MEMORY, "no memory for a split pattern of %zu bytes", len);
         goto done;
     }
-    spell_white_space(spelled, pattern);
+    HT_TRY_GOTO(st, done, spell(&spelled, pattern));
     (void)pcre2_set_newline(context, PCRE2_NEWLINE_LF);
     (void)pcre2_set_parens_nest_limit(context, 100);
     s->code = pcre2_compile((PCRE2_SPTR)spelled, PCRE2_ZERO_TERMINATED,
