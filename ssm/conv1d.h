@@ -33,13 +33,13 @@ struct ht_conv1d_args {
     // backward only; state must be NULL there
     const void *grad_y; // (T, CD), rows grad_y_stride apart
     int64_t grad_y_stride;
-    void *grad_x; // (T, CD), rows grad_x_stride apart, must not overlap grad_y
+    void *grad_x; // (T, CD), rows grad_x_stride apart, must not overlap grad_y or x
     int64_t grad_x_stride;
     float *grad_w;    // (CD, W), added to
     float *grad_bias; // (CD), added to, or NULL
 };
 
-/* HT_ERR_ARG, nothing written: W outside 2..4, CD not a multiple of 8. */
+/* HT_ERR_ARG, nothing written: W outside 2..4, CD not a multiple of 8, an overlap, a state in backward. */
 enum ht_status ht_conv1d_forward(struct ht_backend *be, const struct ht_conv1d_args *a);
 enum ht_status ht_conv1d_backward(struct ht_backend *be, const struct ht_conv1d_args *a);
 size_t ht_conv1d_scratch_bytes(int64_t n_tokens, int64_t n_channels, int64_t d_conv);

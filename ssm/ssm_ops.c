@@ -139,8 +139,11 @@ enum ht_status ht_conv1d_backward(struct ht_backend *be, const struct ht_conv1d_
         return HT_FAIL(HT_ERR_ARG,
                        "%s: state is given; gradients of a carried state are not computed", op);
     if (overlaps(a->grad_x, a->grad_x_stride, a->grad_y, a->grad_y_stride, a->n_tokens,
-                 a->n_channels, a->dtype))
-        return HT_FAIL(HT_ERR_ARG, "%s: grad_x overlaps grad_y; it needs memory of its own", op);
+                 a->n_channels, a->dtype) ||
+        overlaps(a->grad_x, a->grad_x_stride, a->x, a->x_stride, a->n_tokens, a->n_channels,
+                 a->dtype))
+        return HT_FAIL(HT_ERR_ARG, "%s: grad_x overlaps grad_y or x; it needs memory of its own",
+                       op);
     return ops->conv1d_backward[be->isa](be, a);
 }
 

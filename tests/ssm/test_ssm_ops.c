@@ -85,7 +85,7 @@ END_TEST
 START_TEST(convolution_refuses)
 {
     static const int32_t starts[] = { 0, 4 };
-    float x[4 * 16], y[4 * 16], w[16 * 4], g[16 * 4];
+    float x[4 * 16], y[4 * 16], w[16 * 4], g[16 * 4], gy[4 * 16];
     struct ht_backend be = backend_make(ht_isa_best(), 1, 64);
     const struct ht_conv1d_args good = { .seqs = { 1, starts },
                                          .n_tokens = 4,
@@ -97,7 +97,7 @@ START_TEST(convolution_refuses)
                                          .w = w,
                                          .y = y,
                                          .y_stride = 16,
-                                         .grad_y = x,
+                                         .grad_y = gy,
                                          .grad_y_stride = 16,
                                          .grad_x = y,
                                          .grad_x_stride = 16,
@@ -114,6 +114,8 @@ START_TEST(convolution_refuses)
     refused(ht_conv1d_forward(&be, &a), HT_ERR_ARG, "overlaps");
     a = good;
     a.grad_x = x;
+    refused(ht_conv1d_backward(&be, &a), HT_ERR_ARG, "overlaps");
+    a.grad_x = gy;
     refused(ht_conv1d_backward(&be, &a), HT_ERR_ARG, "overlaps");
     a = good;
     a.state = g;
