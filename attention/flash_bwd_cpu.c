@@ -252,6 +252,17 @@ TILE_INLINE void tile_pair(const struct key_tile *kt, const struct query_tile *q
         }
 }
 
+/* Not inlined: four callers would each get a copy, minutes of compile time under sanitizers. */
+static __attribute__((noinline)) void
+run_tile_pair(const struct key_tile *kt, const struct query_tile *qt, const struct pair_work *w,
+              int64_t key0, const struct ht_attention_view *a, int want, int pair)
+{
+    if (TILE_HAS_PAIRS && pair == 2)
+        tile_pair(kt, qt, w, key0, a->d_head, a->scale, want, 2);
+    else
+        tile_pair(kt, qt, w, key0, a->d_head, a->scale, want, 1);
+}
+
 static void finish_query_tile(const struct query_tile *t, const struct ht_attention_view *a,
                               float *rows)
 {
@@ -317,7 +328,7 @@ TILE_INLINE void key_block(const struct ht_attention_view *a, int64_t key0, int6
         load_query_tile(&qt, a, w.rows, want, pair);
         for (int64_t i = 0; i < n_tiles && key0 + i * KEYS <= qt.pos[QUERIES - 1]; i++) {
             const struct key_tile kt = key_tile_at(&keys, i, d);
-            tile_pair(&kt, &qt, &w, key0 + i * KEYS, d, a->scale, want, pair);
+            run_tile_pair(&kt, &qt, &w, key0 + i * KEYS, a, want, pair);
         }
         if (want & WANT_Q) finish_query_tile(&qt, a, w.rows);
     }
@@ -350,7 +361,7 @@ TILE_INLINE void query_block(const struct ht_attention_view *a, int64_t col0, fl
         load_key_tile(&kt, a, key0, w.rows, WANT_Q, pair);
         for (int64_t i = 0; i < n_tiles; i++)
             if (key0 <= tiles[i].pos[QUERIES - 1])
-                tile_pair(&kt, &tiles[i], &w, key0, d, a->scale, WANT_Q, pair);
+                run_tile_pair(&kt, &tiles[i], &w, key0, a, WANT_Q, pair);
     }
     for (int64_t i = 0; i < n_tiles; i++) finish_query_tile(&tiles[i], a, w.rows);
 }
@@ -394,16 +405,11 @@ static void run_key_block(const struct ht_flash_args *a, int64_t index, int64_t 
     if (!found) return;
     const struct ht_attention_view v = ht_attention_flash_view(a, t.seq, t.kv_head);
     const int64_t end = tile_min(t.at + block, v.n_new);
-    if (TILE_HAS_PAIRS && a->dtype == HT_DTYPE_BF16) {
-        if (one_pass)
-            key_block(&v, t.at, end, scratch, WANT_KV | WANT_Q, 2);
-        else
-            key_block(&v, t.at, end, scratch, WANT_KV, 2);
-    } else if (one_pass) {
-        key_block(&v, t.at, end, scratch, WANT_KV | WANT_Q, 1);
-    } else {
-        key_block(&v, t.at, end, scratch, WANT_KV, 1);
-    }
+    const int want = one_pass ? WANT_KV | WANT_Q : WANT_KV;
+    if (TILE_HAS_PAIRS && a->dtype == HT_DTYPE_BF16)
+        key_block(&v, t.at, end, scratch, want, 2);
+    else
+        key_block(&v, t.at, end, scratch, want, 1);
 }
 
 static void run_query_block(const struct ht_flash_args *a, int64_t index, float *scratch)
