@@ -43,10 +43,10 @@ static const struct {
 static const double cpu_memory_bytes_s = 40e9; // read test of that machine, all cores together
 static const double cpu_link_bytes_s = 4e9;    // assumed: ranks of one host, through shared memory
 
-/* What a process takes beside the plan: code, libraries, generated products (a training step of
- * recipes/debug_tiny.cfg without MPI peaks at 138 MB, of which the model is 5), and some for MPI.
- */
-static const int64_t cpu_program_bytes = INT64_C(160) << 20;
+/* What a process takes beside the plan: code, libraries, generated products. Measured on one and
+ * two ranks of quickstart and debug_tiny: peak resident memory less the other parts of the plan, 38
+ * to 45 MiB. */
+static const int64_t cpu_program_bytes = INT64_C(40) << 20;
 static const int64_t gpu_program_bytes = INT64_C(2)
                                          << 30; // context, cuBLAS workspace, NCCL buffers
 
@@ -160,8 +160,11 @@ static void plan_bytes(struct ht_plan *p, const struct ht_config *c, const struc
     b->weights = l->n_matrix * width + n_vector * 4;
     if (stage >= 3) b->weights = part(b->weights, n) + 2 * largest_layer(l) * width;
     b->gradients = (stage >= 2 ? part(l->n_total, n) : l->n_total) * grad_width;
-    b->optimizer = 12 * shard;                                // master weights and two moments
-    if (n > 1) b->buffers += 4 * c->parallel.bucket_bytes;    // reductions under way
+    b->optimizer = 12 * shard; // master weights and two moments
+    if (n > 1) { // up to four reductions under way, a padded copy, and what MPI holds of a message
+        const int64_t bucket = c->parallel.bucket_bytes, all = l->n_total * 4;
+        b->buffers += (4 * bucket < all ? 4 * bucket : all) + 2 * (bucket < all ? bucket : all);
+    }
     if (n > 1 && !gpu) b->buffers += 4 * part(l->n_total, n); // the reduced gradients
     if (c->checkpoint.background && !gpu)
         b->buffers += 12 * shard;                               // a GPU's is in the host's memory
