@@ -10,6 +10,7 @@
 #include <string.h>
 
 #include "core/base/file.h"
+#include "core/base/thread.h"
 #include "data/shard.h"
 #include "data/text_source.h"
 #include "inference/session.h"
@@ -274,6 +275,7 @@ int main(int argc, char **argv)
     char *end = "", **data = calloc((size_t)argc + 1, sizeof *data);
     int n_data = 0, opt;
 
+    ht_thread_limit_spinning(argv);
     if (!data) return 5;
     while ((opt = getopt_long(argc, argv, "h", names, NULL)) != -1) {
         switch (opt) {

@@ -10,6 +10,7 @@
 #include <unistd.h>
 
 #include "core/base/file.h"
+#include "core/base/thread.h"
 #include "inference/sampler.h"
 #include "inference/session.h"
 
@@ -326,6 +327,7 @@ int main(int argc, char **argv)
     enum ht_status st = HT_OK;
     int opt;
 
+    ht_thread_limit_spinning(argv);
     while ((opt = getopt_long(argc, argv, "h", options, NULL)) != -1) {
         if (opt == O_HELP || opt == 'h') return fputs(help, stdout) < 0;
         if (opt == O_VERSION) return printf("hybridgen %s\n", HT_VERSION) < 0;

@@ -10,6 +10,7 @@
 #include <unistd.h>
 
 #include "core/base/file.h"
+#include "core/base/thread.h"
 #include "core/base/log.h"
 #include "core/config/planner.h"
 #include "core/config/recipe.h"
@@ -213,8 +214,9 @@ int main(int argc, char **argv)
     struct ht_comm *comm = NULL;
     struct ht_plan plan;
     char *text = NULL;
-    int code = parse(&a, argc, argv);
 
+    ht_thread_limit_spinning(argv);
+    int code = parse(&a, argc, argv);
     if (code || !cfg) {
         free(cfg);
         return code ? code - 1 : 5;
