@@ -194,19 +194,20 @@ enum ht_status ht_ckpt_folder_open(struct ht_manifest *out, const char *folder)
         st = HT_FAIL(HT_ERR_FORMAT, "%s: the list of one rank, not of a checkpoint", path);
         goto done;
     }
-    char *real = realpath(folder, NULL);
-    const char *slash = real ? strrchr(real, '/') : NULL;
-    const int64_t named = slash ? ht_ckpt_step_of_name(slash + 1) : -1;
-    free(real);
+    if (!realpath(folder, path)) {
+        st = HT_FAIL(HT_ERR_IO, "%s: %s", folder, strerror(errno));
+        goto done;
+    }
+    const int64_t named = ht_ckpt_step_of_name(strrchr(path, '/') + 1);
     if (named >= 0 && named != out->step) {
-        st = HT_FAIL(HT_ERR_FORMAT, "%s: belongs to step %" PRId64 ", not to this folder's", path,
-                     out->step);
+        st = HT_FAIL(HT_ERR_FORMAT, "%s/%s: belongs to step %" PRId64 ", not to this folder's",
+                     folder, HT_MANIFEST_NAME, out->step);
         goto done;
     }
     HT_TRY_GOTO(st, done, check_required(out, folder));
     for (int i = 0; i < out->n_files; i++) HT_TRY_GOTO(st, done, check_size(out, i, folder));
     HT_TRY_GOTO(st, done, check_no_others(out, folder));
-    HT_TRY_GOTO(st, done, ht_manifest_index(out, path));
+    HT_TRY_GOTO(st, done, ht_manifest_index(out, folder));
 done:
     if (st != HT_OK) ht_manifest_free(out);
     return st;

@@ -1,4 +1,5 @@
 /* checkpoints/manifest_parse.c: a manifest from untrusted text. */
+#include <errno.h>
 #include <inttypes.h>
 #include <jansson.h>
 #include <stdio.h>
@@ -164,13 +165,14 @@ enum ht_status ht_manifest_parse(struct ht_manifest *out, const char *text, size
 
     memset(out, 0, sizeof *out);
     HT_TRY(check_seal(text, n_bytes, path));
+    errno = 0; // Jansson 2.14 takes some failed allocations for something else
     root = json_loadb(text, n_bytes, JSON_REJECT_DUPLICATES, &error);
-    if (!root) {
-        const bool no_memory = json_error_code(&error) == json_error_out_of_memory;
-        return HT_FAIL(no_memory ? HT_ERR_MEMORY : HT_ERR_FORMAT, "%s:%d:%d: %s", path, error.line,
-                       error.column, error.text);
-    }
-    st = parse_root(out, root, path);
+    if (errno == ENOMEM)
+        st = HT_FAIL(HT_ERR_MEMORY, "%s: no memory for its %zu bytes", path, n_bytes);
+    else if (!root)
+        st = HT_FAIL(HT_ERR_FORMAT, "%s:%d:%d: %s", path, error.line, error.column, error.text);
+    else
+        st = parse_root(out, root, path);
     json_decref(root);
     if (st != HT_OK) ht_manifest_free(out);
     return st;

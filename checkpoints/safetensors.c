@@ -154,11 +154,13 @@ static enum ht_status parse_header(struct ht_safetensors *s, const char *text, s
     if (text[0] != '{')
         return HT_FAIL(HT_ERR_FORMAT, "%s: the header does not start with '{'", s->path);
     while (n_bytes > 0 && text[n_bytes - 1] == ' ') n_bytes--; // the format pads with spaces
+    errno = 0;
     s->header = json_loadb(text, n_bytes, JSON_REJECT_DUPLICATES, &error);
+    if (errno == ENOMEM) // Jansson may have taken it for something else
+        return HT_FAIL(HT_ERR_MEMORY, "%s: no memory for a header of %zu bytes", s->path, n_bytes);
     if (!s->header)
-        return HT_FAIL(
-            json_error_code(&error) == json_error_out_of_memory ? HT_ERR_MEMORY : HT_ERR_FORMAT,
-            "%s: header line %d, column %d: %s", s->path, error.line, error.column, error.text);
+        return HT_FAIL(HT_ERR_FORMAT, "%s: header line %d, column %d: %s", s->path, error.line,
+                       error.column, error.text);
     s->tensors = calloc(json_object_size(s->header) + 1, sizeof *s->tensors);
     if (!s->tensors)
         return HT_FAIL(HT_ERR_MEMORY, "%s: no memory for %zu tensors", s->path,

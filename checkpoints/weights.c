@@ -1,6 +1,7 @@
 /* checkpoints/weights.c: weights from a run, a checkpoint, or a folder in Hugging Face form. */
 #include "checkpoints/weights.h"
 
+#include <errno.h>
 #include <inttypes.h>
 #include <jansson.h>
 #include <limits.h>
@@ -61,14 +62,17 @@ static enum ht_status read_json(json_t **root, const char *path, const char *nam
         *text = NULL;
         return HT_FAIL(HT_ERR_MEMORY, "%s: no memory for %zu bytes", p, *n_bytes);
     }
+    errno = 0;
     *root = json_loads(plain, JSON_REJECT_DUPLICATES, &error);
+    const bool no_memory = errno == ENOMEM; // Jansson may have taken it for something else
     free(plain);
-    if (*root) return HT_OK;
+    if (*root && !no_memory) return HT_OK;
+    json_decref(*root);
+    *root = NULL;
     free(*text);
     *text = NULL;
-    return HT_FAIL(json_error_code(&error) == json_error_out_of_memory ? HT_ERR_MEMORY
-                                                                       : HT_ERR_FORMAT,
-                   "%s:%d:%d: %s", p, error.line, error.column, error.text);
+    if (no_memory) return HT_FAIL(HT_ERR_MEMORY, "%s: no memory for %zu bytes", p, *n_bytes);
+    return HT_FAIL(HT_ERR_FORMAT, "%s:%d:%d: %s", p, error.line, error.column, error.text);
 }
 
 /* ---- checkpoints ---- */

@@ -38,7 +38,8 @@ points=(open mid-write before-fsync after-fsync before-manifest after-manifest a
 
 say() { printf '%s\n' "$*"; }
 fail() {
-    say "FAILED: $*"
+    trap - EXIT # what is left may explain it
+    say "FAILED: $* (files in $work)"
     say "--- the end of the run's log:"
     tail -n 20 runs/killed/train.log output 2>/dev/null || true
     exit 1
@@ -68,6 +69,7 @@ newest() { # step of the newest published checkpoint, -1 without any
 }
 
 "$tests/kill_data" kill-data.h5
+trap 'say "FAILED: line $LINENO: exit code $?"' ERR
 began=$(date +%s)
 start undisturbed
 wait "$job" || { cat output; fail "the undisturbed run ended with exit code $?"; }
@@ -142,7 +144,7 @@ while :; do
     [ "$code" = 137 ] || fail "exit code $code; a killed job gives 137"
     done_kills=$((done_kills + 1))
     at_point[$target]=$((${at_point[$target]:-0} + 1))
-    tmp=$(find runs/killed/checkpoints -maxdepth 1 -name '.step-*.tmp-*' 2>/dev/null | wc -l)
+    tmp=$(find runs/killed/checkpoints -maxdepth 1 -name '.step-*.tmp-*' 2>/dev/null | wc -l || true)
     [ "$tmp" = 0 ] || during_save=$((during_save + 1))
     say "kill $done_kills at $target: newest checkpoint step $last$([ "$tmp" = 0 ] || echo ", an unfinished one beside it")"
     expected=$last
