@@ -136,11 +136,15 @@ enum ht_status ht_decoder_create(struct ht_decoder **out, struct ht_model *m, in
         goto done;
     }
     HT_TRY_GOTO(st, done, ht_acts_create(&d->acts, m, HT_RECOMPUTE_NONE, true, block_tokens));
-    const struct ht_kv_attention_args kv = { .n_tokens = block_tokens,
+    // the largest need is one new row behind the longest past (attention/flash.h)
+    static const int32_t one_row[2] = { 0, 1 };
+    const struct ht_kv_attention_args kv = { .seqs = { 1, one_row },
+                                             .n_tokens = 1,
                                              .n_heads = m->cfg.n_heads,
                                              .n_kv_heads = m->cfg.n_kv_heads,
                                              .d_head = m->cfg.d_head,
-                                             .dtype = m->dtype };
+                                             .dtype = m->dtype,
+                                             .past = &m->cfg.max_position };
     if (m->cfg.n_heads > 0)
         HT_TRY_GOTO(st, done,
                     ht_backend_reserve_scratch(
