@@ -6,7 +6,6 @@
  */
 #include <stdlib.h>
 #include <string.h>
-#include <utf8proc.h>
 
 #include "data/tokenizer_impl.h"
 
@@ -157,32 +156,6 @@ enum ht_status ht_bytes_append(struct ht_bytes *b, const char *p, size_t n)
     return HT_OK;
 }
 
-static enum ht_status to_form(struct ht_bytes *out, enum ht_norm_kind kind, const char *text,
-                              size_t n)
-{
-    static const int options[] = {
-        [HT_NORM_NFC] = UTF8PROC_STABLE | UTF8PROC_COMPOSE,
-        [HT_NORM_NFD] = UTF8PROC_STABLE | UTF8PROC_DECOMPOSE,
-        [HT_NORM_NFKC] = UTF8PROC_STABLE | UTF8PROC_COMPOSE | UTF8PROC_COMPAT,
-        [HT_NORM_NFKD] = UTF8PROC_STABLE | UTF8PROC_DECOMPOSE | UTF8PROC_COMPAT,
-    };
-    utf8proc_uint8_t *form = NULL;
-    const unsigned char limit =
-        kind == HT_NORM_NFC ? 0xCC : 0x80; // below U+0300 all text is in NFC
-    size_t i = 0;
-
-    while (i < n && (unsigned char)text[i] < limit) i++;
-    if (i == n) return ht_bytes_append(out, text, n);
-    const utf8proc_ssize_t len = utf8proc_map((const utf8proc_uint8_t *)text, (utf8proc_ssize_t)n,
-                                              &form, (utf8proc_option_t)options[kind]);
-    if (len < 0)
-        return HT_FAIL(len == UTF8PROC_ERROR_NOMEM ? HT_ERR_MEMORY : HT_ERR_FORMAT,
-                       "normalizing %zu bytes: %s", n, utf8proc_errmsg(len));
-    const enum ht_status st = ht_bytes_append(out, (const char *)form, (size_t)len);
-    free(form);
-    return st;
-}
-
 static enum ht_status replace(struct ht_bytes *out, const struct ht_norm *norm,
                               struct ht_splitter_work *w, const char *text, size_t n)
 {
@@ -265,7 +238,7 @@ enum ht_status ht_tokenizer_normalize(const struct ht_tokenizer *t,
             if (norm->right) left -= ht_text_spaces_at_end(p, left);
             HT_TRY(ht_bytes_append(out, p, left));
             break;
-        default: HT_TRY(to_form(out, norm->kind, p, left)); break;
+        default: HT_TRY(ht_normal_form(out, norm->kind, p, left)); break;
         }
     }
     return HT_OK;

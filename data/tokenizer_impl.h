@@ -152,6 +152,10 @@ struct ht_bytes { // growable text
 };
 enum ht_status ht_bytes_append(struct ht_bytes *b, const char *p, size_t n);
 
+/* Append text (valid UTF-8) in NFC, NFD, NFKC or NFKD (normal_form.c). */
+enum ht_status ht_normal_form(struct ht_bytes *out, enum ht_norm_kind kind, const char *text,
+                              size_t n);
+
 /* out = what the normalizers make of text; patterns[i] is the match data of norms[i]. */
 enum ht_status ht_tokenizer_normalize(const struct ht_tokenizer *t,
                                       struct ht_splitter_work *const *patterns,
