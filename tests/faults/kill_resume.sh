@@ -51,7 +51,7 @@ start() {
         data.train="$work/kill-data.h5" train.out_dir=runs train.name="$1" >>output 2>&1 &
     job=$!
 }
-rank_pids() { pgrep -P "$job" -x hybridtrain || true; }
+rank_pids() { pgrep -P "$job" -x hybridtrain -r R,S,D || true; } # living ones
 kill_ranks() {
     local pids
     pids=$(rank_pids)
@@ -114,6 +114,18 @@ while :; do
             fi
             sleep 0.02
         done
+    fi
+    # mpirun caught between starting its ranks can wait for ever for those that never came
+    if [ -n "$target" ]; then
+        for ((i = 0; i < 150; i++)); do
+            kill -0 "$job" 2>/dev/null || break
+            [ "$(rank_pids | wc -l)" = 0 ] || i=0 # still at work
+            sleep 0.1
+        done
+        if [ "$i" = 150 ]; then
+            say "mpirun hangs without ranks: killed too"
+            kill -KILL "$job"
+        fi
     fi
     code=0
     wait "$job" || code=$?
