@@ -300,7 +300,7 @@ static enum ht_status create_hdf5(int *image, const struct ht_shard_writer *w, s
 {
     enum ht_status st = HT_OK;
     struct ht_h5_quiet quiet;
-    hid_t plist = -1, driver = -1, file = -1;
+    hid_t plist = -1, creation = -1, driver = -1, file = -1;
 
     *image = memfd_create("hybridtrain-shard", MFD_CLOEXEC);
     if (*image < 0) return HT_FAIL(HT_ERR_IO, "%s: memfd_create: %s", w->tmp, strerror(errno));
@@ -313,7 +313,12 @@ static enum ht_status create_hdf5(int *image, const struct ht_shard_writer *w, s
         st = ht_h5_fail(HT_ERR_IO, w->tmp, "file access properties");
         goto done;
     }
-    file = H5Fcreate(w->tmp, H5F_ACC_TRUNC, H5P_DEFAULT, plist);
+    creation = H5Pcreate(H5P_FILE_CREATE);
+    if (creation < 0 || H5Pset_obj_track_times(creation, false) < 0) { // of the root group
+        st = ht_h5_fail(HT_ERR_IO, w->tmp, "file creation properties");
+        goto done;
+    }
+    file = H5Fcreate(w->tmp, H5F_ACC_TRUNC, creation, plist);
     if (file < 0) {
         st = ht_h5_fail(HT_ERR_IO, w->tmp, "create");
         goto done;
@@ -322,6 +327,7 @@ static enum ht_status create_hdf5(int *image, const struct ht_shard_writer *w, s
 done:
     if (file >= 0 && H5Fclose(file) < 0 && st == HT_OK) st = ht_h5_fail(HT_ERR_IO, w->tmp, "close");
     if (plist >= 0) H5Pclose(plist);
+    if (creation >= 0) H5Pclose(creation);
     if (driver >= 0) H5FDunregister(driver);
     ht_h5_quiet_end(&quiet);
     return st;

@@ -360,7 +360,8 @@ static enum ht_status encode_section(struct ht_encoder *e, int pass, const char 
         size_t start = at, end = at + len;
         at = end;
         if (a->single_word && !stands_alone(text, n, start, end)) continue;
-        if (a->lstrip) start -= ht_text_spaces_at_end(text, start);
+        if (a->lstrip && start > done) // not past done: a run of such tokens stays linear
+            start -= ht_text_spaces_at_end(text + done, start - done);
         if (start < done) start = done;
         if (a->rstrip) end += ht_text_spaces_at_start(text + end, n - end);
         HT_TRY(encode_section(e, pass + 1, text + done, start - done, first && done == 0));

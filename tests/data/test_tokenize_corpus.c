@@ -122,6 +122,26 @@ START_TEST(documents_keep_order_and_every_nth_is_held_out)
 }
 END_TEST
 
+/* Not threads and not the hour: a shard can be made again and compared by its hash. */
+START_TEST(same_documents_same_bytes)
+{
+    struct ht_corpus_counts counts[2];
+    char *first, *second;
+    size_t n_first, n_second;
+
+    write_lines(text_path, N_DOCS);
+    must(tokenize((struct ht_corpus_job){ .eos_id = 0, .n_threads = 1 }, counts));
+    must(ht_file_read(&first, &n_first, shard_path, (size_t)1 << 30));
+    usleep(1100000);
+    must(tokenize((struct ht_corpus_job){ .eos_id = 0, .n_threads = 3 }, counts));
+    must(ht_file_read(&second, &n_second, shard_path, (size_t)1 << 30));
+    ck_assert_uint_eq(n_first, n_second);
+    ck_assert(memcmp(first, second, n_first) == 0);
+    free(first);
+    free(second);
+}
+END_TEST
+
 START_TEST(no_documents_is_an_empty_shard)
 {
     struct ht_corpus_counts counts[2];
@@ -218,6 +238,7 @@ int main(void)
     tcase_add_checked_fixture(corpus, setup, teardown);
     tcase_add_loop_test(corpus, documents_keep_order_and_every_nth_is_held_out, 0,
                         (int)(sizeof ways / sizeof *ways));
+    tcase_add_test(corpus, same_documents_same_bytes);
     tcase_add_test(corpus, no_documents_is_an_empty_shard);
     tcase_add_test(corpus, stopping_and_failing_leave_nothing);
     tcase_add_loop_test(corpus, bad_holdout_is_refused, -1, 0);
