@@ -1,7 +1,7 @@
 /* bench/train_step.c: training throughput of a recipe's model on this machine, and where the time
  * goes.
  *
- *   bench_train_step RECIPE [--seq N] [--rows N] [--steps N] [--threads N] [--recompute
+ *   bench_train_step RECIPE [section.key=value ...] [--seq N] [--rows N] [--steps N] [--threads N] [--recompute
  * none|selective|full]
  *
  * A step is forward, backward and AdamW on random tokens. Beside it, in the same run and on the
@@ -315,10 +315,10 @@ int main(int argc, char **argv)
         }
     }
     if (optind >= argc || steps < 1 || steps > 100 || b.seq < 1 || b.rows < 1) {
-        fprintf(stderr, "usage: bench_train_step RECIPE [--seq N] [--rows N] [--steps 1..100]\n");
+        fprintf(stderr, "usage: bench_train_step RECIPE [section.key=value ...] [--seq N] [--rows N] [--steps 1..100]\n");
         return 2;
     }
-    check(ht_recipe_load(&b.cfg, NULL, argv[optind], 0, NULL, 1));
+    check(ht_recipe_load(&b.cfg, NULL, argv[optind], argc - optind - 1, argv + optind + 1, 1));
     check(ht_backend_create_cpu(&b.be, threads, 1 << 20));
     setup(&b, recompute);
     one_step(&b, 1);
