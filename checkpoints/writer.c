@@ -159,6 +159,7 @@ void ht_ckpt_writer_free(struct ht_ckpt_writer *w)
     if (!w) return;
     if (w->has_thread) {
         if (!atomic_load(&w->done)) {
+            w->options.log = NULL;     // the caller's, and about to go
             pthread_detach(w->thread); // it goes on with its memory until the process ends
             return;
         }
