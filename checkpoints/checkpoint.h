@@ -81,7 +81,7 @@ enum ht_status ht_ckpt_finish(struct ht_ckpt_writer *w);
 
 /* Newest checkpoint of dir that every rank finds whole: path written to out (size bytes), "" when
  * there is none at all. Damaged ones are named in the log with the reason and left alone.
- * HT_ERR_FORMAT when there are checkpoints but none is usable (exit code 4 is the program's
+ * HT_ERR_CHECKPOINT when there are checkpoints but none is usable (exit code 4 is the program's
  * business). Collective; each rank checks its share of the files. comm may be NULL (one process).
  */
 enum ht_status ht_ckpt_find_latest(char *out, size_t size, const char *dir, struct ht_comm *comm,

@@ -98,7 +98,7 @@ enum ht_status ht_ckpt_find_latest(char *out, size_t size, const char *dir, stru
         }
         if (i > 0) HT_WARN(say, "using the checkpoint before: %s", path);
     } else if (n > 0) {
-        st = HT_FAIL(HT_ERR_FORMAT,
+        st = HT_FAIL(HT_ERR_CHECKPOINT,
                      "%s: none of its %d checkpoint(s) can be used; the oldest, %s: %s", dir, n,
                      name, strdupa(ht_error_message()));
     }

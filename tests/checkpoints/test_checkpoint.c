@@ -285,7 +285,7 @@ START_TEST(find_takes_the_newest_whole_one)
     ck_assert(there(3) && there(2)); // left alone
     snprintf(path, sizeof path, "%s/state.json", ckpt_path(&c, 1));
     ck_assert_int_eq(truncate(path, 1), 0);
-    ck_assert_int_eq(ht_ckpt_find_latest(out, sizeof out, c.dir, NULL, &log), HT_ERR_FORMAT);
+    ck_assert_int_eq(ht_ckpt_find_latest(out, sizeof out, c.dir, NULL, &log), HT_ERR_CHECKPOINT);
     ck_assert_str_eq(out, "");
     fclose(f);
 }

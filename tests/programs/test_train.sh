@@ -50,6 +50,23 @@ expect 0 train 1 again train.steps=14 checkpoint.every_steps=4
 says "step-00000012"
 says "step-00000008"
 
+# when none is whole, the run says so instead of starting again from nothing
+for folder in runs/again/checkpoints/step-*; do
+    printf '\377' | dd of="$(ls "$folder"/rank-*.h5)" bs=1 seek=20000 conv=notrunc status=none
+done
+expect 4 train 1 again train.steps=16 checkpoint.every_steps=4
+says "none of its"
+
+# resident memory agrees with the plan within 5 % (the arenas of a step, one rank)
+expect 0 train 1 memory train.steps=6 checkpoint.every_steps=3 model.d_model=256 model.d_ff=704 data.seq_len=256 \
+    train.global_batch_tokens=2048 train.micro_batch=8 train.precision=bf16 model.ssm_d_head=64 model.n_heads=4 \
+    model.d_head=64 model.d_state=64 schedule.warmup_steps=2 eval.every_steps=0
+"$bin/hybridtrain" --plan runs/memory/recipe.cfg --ranks 1 >plan.txt || fail "no plan for a resolved recipe"
+planned=$(awk '$1 == "total" { print $2 }' plan.txt)
+measured=$(grep -o '"memory/peak_bytes": [0-9]*' runs/memory/metrics.jsonl | tail -n 1 | awk '{ print $2 / 1048576 }')
+awk -v p="$planned" -v m="$measured" 'BEGIN { d = p / m - 1; exit !(d < 0.05 && d > -0.05) }' ||
+    fail "memory: planned $planned MiB, measured $measured MiB"
+
 # NaN: steps are skipped, the run stops with 7 and keeps the last good checkpoint
 # (a weight decay that multiplies the weights by -99 each step ends in infinity soon)
 expect 7 train 1 nan train.steps=100 optimizer.lr=100 optimizer.weight_decay=1 schedule.kind=constant \
