@@ -22,7 +22,8 @@ enum ht_status ht_file_read(char **out, size_t *n_bytes, const char *path, size_
 
     *out = NULL;
     if (n_bytes) *n_bytes = 0;
-    const int fd = open(path, O_RDONLY | O_CLOEXEC);
+    // without O_NONBLOCK a FIFO would be waited for instead of refused
+    const int fd = open(path, O_RDONLY | O_CLOEXEC | O_NONBLOCK);
     if (fd < 0) return HT_FAIL(HT_ERR_IO, "%s: %s", path, strerror(errno));
     if (fstat(fd, &sb) != 0) {
         st = HT_FAIL(HT_ERR_IO, "%s: %s", path, strerror(errno));

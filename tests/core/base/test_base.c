@@ -138,6 +138,9 @@ START_TEST(published_files_are_whole_or_absent)
     ck_assert_int_eq(ht_file_read(&text, &n, path, 5), HT_ERR_FORMAT);
     ck_assert_ptr_nonnull(strstr(ht_error_message(), "6 bytes"));
     ck_assert_int_eq(ht_file_read(&text, &n, dir, 5), HT_ERR_IO);
+    snprintf(path, sizeof path, "%s/fifo", dir);
+    ck_assert_int_eq(mkfifo(path, 0600), 0);
+    ck_assert_int_eq(ht_file_read(&text, &n, path, 5), HT_ERR_IO); // refused, not waited for
     snprintf(path, sizeof path, "%s/missing/file", dir);
     ck_assert_int_eq(ht_file_publish(path, "x", 1), HT_ERR_IO);
     uint64_t free_bytes;
