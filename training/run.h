@@ -34,7 +34,6 @@ struct ht_run {
     int64_t step, tokens;  // finished
     int64_t updates;       // optimiser updates applied: step minus skipped ones
     int64_t skipped, skipped_in_row;
-    double flops_per_token;
 };
 
 /* Model, data, optimiser state and checkpoint writer for this rank, weights initialised or resumed. After a

@@ -5,7 +5,6 @@
 #include <unistd.h>
 
 #include "core/base/file.h"
-#include "core/config/planner.h"
 #include "training/run.h"
 
 static enum ht_status open_loader(struct ht_loader **out, const struct ht_run *r,
@@ -117,7 +116,6 @@ enum ht_status ht_run_create(struct ht_run **out, const struct ht_config *cfg,
     r->recipe = recipe;
     r->comm = comm;
     r->log = log;
-    r->flops_per_token = 3.0 * ht_flops_forward(&cfg->model, 0.0);
     snprintf(r->dir, sizeof r->dir, "%s/%s", cfg->train.out_dir, cfg->train.name);
     snprintf(r->checkpoint_dir, sizeof r->checkpoint_dir, "%s/checkpoints", r->dir);
     HT_TRY_GOTO(st, done, ht_recipe_print(&r->recipe_text, recipe, 0));

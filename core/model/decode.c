@@ -97,17 +97,6 @@ void ht_state_reset(struct ht_state *s)
         }
 }
 
-enum ht_status ht_state_copy(struct ht_state *to, const struct ht_state *from)
-{
-    if (to->cfg != from->cfg || to->arena.used_bytes != from->arena.used_bytes)
-        return HT_FAIL(HT_ERR_ARG,
-                       "states of different models or capacities (%lld and %lld tokens)",
-                       (long long)to->capacity, (long long)from->capacity);
-    memcpy(to->arena.base, from->arena.base, from->arena.used_bytes);
-    to->n_tokens = from->n_tokens;
-    return HT_OK;
-}
-
 int64_t ht_state_n_tokens(const struct ht_state *s)
 {
     return s->n_tokens;

@@ -18,8 +18,6 @@ struct ht_decoder; // buffers of the forward pass
 enum ht_status ht_state_create(struct ht_state **out, const struct ht_model *m, int64_t capacity);
 void ht_state_free(struct ht_state *s);
 void ht_state_reset(struct ht_state *s); // as before the first token
-enum ht_status ht_state_copy(struct ht_state *to,
-                             const struct ht_state *from); // same model and room
 int64_t ht_state_n_tokens(const struct ht_state *s);
 int64_t ht_state_bytes(const struct ht_state *s);
 

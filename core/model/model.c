@@ -56,11 +56,6 @@ void ht_model_free(struct ht_model *m)
     free(m);
 }
 
-int64_t ht_model_weight_bytes(const struct ht_model *m)
-{
-    return (int64_t)m->arena.used_bytes;
-}
-
 const void *ht_model_matrix(const struct ht_model *m, int layer, enum ht_tensor_role role)
 {
     const struct ht_tensor_info *t = ht_tensor_find(&m->list, layer, role);

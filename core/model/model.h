@@ -38,7 +38,6 @@ enum ht_status ht_model_create(struct ht_model **out, struct ht_backend *be,
                                enum ht_decay_rule decay, int64_t matrix_room, int64_t vector_room,
                                int64_t n_positions);
 void ht_model_free(struct ht_model *m);
-int64_t ht_model_weight_bytes(const struct ht_model *m);
 
 /* Working copy of the tensor of that role in that layer (-1: outside); NULL when the model has
  * none. */
