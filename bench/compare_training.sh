@@ -15,9 +15,12 @@ peer() { "$python" bench/peers/torch_train.py "$1" --config "$config" --threads 
 for seq in 1024 4096; do
     rows=$((4096 / seq))
     ours --seq $seq --rows $rows --steps 3
-    peer best --no-compile --seq $seq --rows $rows --steps 2
-    ours --seq $seq --rows $rows --steps 3
     peer best --seq $seq --rows $rows --steps 2
     ours --seq $seq --rows $rows --steps 3
-    [ $seq -gt 1024 ] || peer hf --seq $seq --rows 1 --steps 1
+    # Hugging Face's path keeps every chunk's products: recomputation where memory is short
+    recompute=(); [ $seq -le 1024 ] || recompute=(--recompute)
+    peer hf --seq $seq --rows $rows --steps 1 "${recompute[@]}"
+    ours --seq $seq --rows $rows --steps 3
+    peer hf --seq $seq --rows $rows --steps 1 --chunk 64 "${recompute[@]}"
+    ours --seq $seq --rows $rows --steps 3
 done

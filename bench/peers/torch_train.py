@@ -59,13 +59,11 @@ class Mamba(nn.Module):
         y = torch.einsum("bchij,bcjhp->bcihp", (K[:, :, None] * L).to(x.dtype), xd)
         w = torch.exp(ah[..., -1:] - ah)  # (b, n, H, Q)
         R = torch.einsum("bcjn,bchj,bcjhp->bchpn", B, w.to(x.dtype), xd).float()
-        g = torch.exp(ah[..., -1])  # (b, n, H)
-        S = torch.zeros(b, H, P, N, dtype=torch.float32, device=u.device)
-        states = []
-        for i in range(n):
-            states.append(S)
-            S = g[:, i, :, None, None] * S + R[:, i]
-        S = torch.stack(states, 1).to(x.dtype)
+        # states between chunks by one product with the decays from chunk to chunk, as in the minimal Mamba-2 listing
+        g = F.pad(ah[..., -1].cumsum(1), (0, 0, 1, 0)).transpose(1, 2)  # (b, H, n+1): decay before chunk c, in logs
+        M = torch.exp((g[..., :-1, None] - g[..., None, 1:]).masked_fill(
+            torch.ones(n, n, dtype=torch.bool, device=u.device).triu(), float("-inf")))
+        S = torch.einsum("bhzc,bchpn->bzhpn", M, R).to(x.dtype)
         y = y + torch.einsum("bcin,bchpn->bcihp", C, S) * torch.exp(a)[..., None].to(x.dtype)
         y = (y + self.D[:, None] * x).reshape(b, T, self.dI)
         return self.out_proj(rms((y * F.silu(z)), self.norm, self.eps).to(u.dtype))
@@ -145,13 +143,20 @@ def main():
     p.add_argument("--steps", type=int, default=3)
     p.add_argument("--threads", type=int, default=2)
     p.add_argument("--no-compile", action="store_true")
+    p.add_argument("--chunk", type=int, help="hf only: mamba_chunk_size")
+    p.add_argument("--recompute", action="store_true", help="hf only: gradient checkpointing, where memory is short")
     a = p.parse_args()
     torch.set_num_threads(a.threads)
     torch.manual_seed(0)
     c = json.load(open(a.config))
     if a.which == "hf":
         from transformers import BambaConfig, BambaForCausalLM
+        if a.chunk:
+            c["mamba_chunk_size"] = a.chunk
         model = BambaForCausalLM(BambaConfig(**{k: v for k, v in c.items() if k != "architectures"}))
+        if a.recompute:
+            model.gradient_checkpointing_enable()
+            model.train()
         run = lambda ids, labels: model(input_ids=ids, labels=ids, use_cache=False).loss
     else:
         model = Best(c)
@@ -170,7 +175,7 @@ def main():
         times.append(time.perf_counter() - start)
     step_s = sorted(times[1:])[a.steps // 2]
     print(json.dumps({"peer": a.which, "torch": torch.__version__, "compiled": a.which == "best" and not a.no_compile,
-                      "parameters": sum(q.numel() for q in model.parameters()), "seq": a.seq, "rows": a.rows,
+                      "parameters": sum(q.numel() for q in model.parameters()), "seq": a.seq, "rows": a.rows, "chunk": a.chunk, "recompute": a.recompute,
                       "first_step_s": round(times[0], 3), "step_s": round(step_s, 4),
                       "tokens_per_s": round(a.rows * a.seq / step_s, 1), "loss": round(loss.item(), 3),
                       "peak_rss_bytes": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024}))
