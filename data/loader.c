@@ -1,8 +1,8 @@
 /* data/loader.c: steps are planned by walking lengths, own rows are read, a thread keeps some
  * ahead.
  *
- * Per step: the plan cursor walks the rows of all ranks and counts their labels; on its way it
- * leaves a copy, the fill cursor, at this rank's first row. Batches are then filled from there.
+ * Per step: the plan takes the rows of all ranks (rows.h), adds up their labels and keeps where
+ * this rank's rows begin. Batches are then filled from there.
  * Everything that is produced belongs to whoever produces (the thread, or the caller without one);
  * `lock` guards the ring.
  */
@@ -17,7 +17,7 @@
 
 #include "core/base/file.h"
 #include "data/mix.h"
-#include "data/stream.h"
+#include "data/rows.h"
 
 struct slot {
     struct ht_batch batch;
@@ -33,8 +33,10 @@ struct ht_loader {
     int32_t *memory; // of all slots
 
     // the producer's
-    struct ht_cursor plan, fill, peek;
+    struct ht_rows rows;
+    struct ht_cursor fill, peek;
     int64_t own_rows, micro; // of one step: rows of this rank, batches filled so far
+    int64_t *own;            // (own_rows, rows.words) where they begin
     int64_t step_counted;
 
     // the caller's
@@ -52,32 +54,21 @@ struct ht_loader {
     char message[4096];
 };
 
-/* Labels >= 0 of the next row of the stream. */
-static int64_t walk_row(const struct ht_loader *l, struct ht_cursor *c)
-{
-    int64_t counted = 0;
-    struct ht_piece p;
-
-    for (int64_t at = 0; at < l->o.seq_len; at += p.n) {
-        ht_cursor_take(c, &l->stream, l->o.seq_len - at, &p);
-        if (p.n == 0) break;
-        counted += p.n - (p.ends_stream || (p.ends_doc && !l->o.pack_leak));
-    }
-    c->row++;
-    return counted;
-}
-
 /* Plan the next step; *end when the one epoch is over. */
 static void plan_step(struct ht_loader *l, bool *end)
 {
     const int64_t first = l->own_rows * l->o.rank;
 
-    *end = l->stream.one_epoch && l->plan.taken == l->stream.epoch_tokens;
+    *end = ht_rows_ended(&l->rows);
     if (*end) return;
     l->step_counted = 0;
     for (int64_t row = 0; row < l->o.rows_per_step; row++) {
-        if (row == first) l->fill = l->plan;
-        l->step_counted += walk_row(l, &l->plan);
+        int64_t counted;
+        const int64_t *begin = ht_rows_next(&l->rows, &counted);
+        l->step_counted += counted;
+        if (row >= first && row < first + l->own_rows)
+            memcpy(l->own + (row - first) * l->rows.words, begin,
+                   (size_t)l->rows.words * sizeof *begin);
     }
 }
 
@@ -124,13 +115,14 @@ static void fill_pos(struct slot *s, int64_t from, int64_t n)
     for (int64_t i = 0; i < n; i++) s->pos[from + i] = (int32_t)i;
 }
 
-/* The next row of the fill cursor into tokens base .. base+seq_len-1 of the slot. */
-static enum ht_status fill_row(struct ht_loader *l, struct slot *s, int64_t base)
+/* This rank's row `row` of the step into tokens base .. base+seq_len-1 of the slot. */
+static enum ht_status fill_row(struct ht_loader *l, struct slot *s, int64_t row, int64_t base)
 {
     const int64_t end = base + l->o.seq_len;
     int64_t at = base;
     struct ht_piece p = { .n = 0 };
 
+    ht_cursor_go_to(&l->fill, &l->stream, l->own + row * l->rows.words);
     if (l->o.pack_leak) {
         begin_sequence(s, base);
         fill_pos(s, base, l->o.seq_len);
@@ -161,7 +153,6 @@ static enum ht_status fill_row(struct ht_loader *l, struct slot *s, int64_t base
             fill_pos(s, at, end - at);
         }
     }
-    l->fill.row++;
     return HT_OK;
 }
 
@@ -177,7 +168,8 @@ static enum ht_status fill_batch(struct ht_loader *l, struct slot *s, bool *end)
     }
     b->n_counted = 0;
     b->seqs.n_seqs = 0;
-    for (int64_t r = 0; r < l->o.micro_rows; r++) HT_TRY(fill_row(l, s, r * l->o.seq_len));
+    for (int64_t r = 0; r < l->o.micro_rows; r++)
+        HT_TRY(fill_row(l, s, l->micro * l->o.micro_rows + r, r * l->o.seq_len));
     s->starts[b->seqs.n_seqs] = (int32_t)b->n_tokens;
     for (int64_t i = 0; i < b->seqs.n_seqs; i++) {
         const double n = s->starts[i + 1] - s->starts[i];
@@ -189,7 +181,7 @@ static enum ht_status fill_batch(struct ht_loader *l, struct slot *s, bool *end)
     b->last_of_step = ++l->micro == l->own_rows / l->o.micro_rows;
     if (b->last_of_step) {
         l->micro = 0;
-        ht_cursor_export(&l->plan, &l->stream, &s->state_after);
+        ht_rows_export(&l->rows, &l->peek, &s->state_after);
     }
     return HT_OK;
 }
@@ -295,10 +287,10 @@ enum ht_status ht_loader_set_state(struct ht_loader *l, const struct ht_loader_s
 {
     if (l->started)
         return HT_FAIL(HT_ERR_ARG, "loader: its state can be set before the first batch only");
-    HT_TRY(ht_cursor_import(&l->peek, &l->stream, s)); // plan stays as it is on failure
-    l->plan = l->peek;
-    ht_cursor_export(&l->plan, &l->stream, &l->state);
-    return HT_OK;
+    const enum ht_status st = ht_rows_import(&l->rows, &l->peek, s);
+    ht_cursor_start(&l->peek, &l->stream); // undefined after a failure
+    if (st == HT_OK) ht_rows_export(&l->rows, &l->peek, &l->state);
+    return st;
 }
 
 enum ht_status ht_loader_rewind(struct ht_loader *l)
@@ -307,8 +299,8 @@ enum ht_status ht_loader_rewind(struct ht_loader *l)
         return HT_FAIL(HT_ERR_ARG,
                        "loader: only one without prefetching that stops after one epoch can "
                        "begin again");
-    ht_cursor_start(&l->plan, &l->stream);
-    ht_cursor_export(&l->plan, &l->stream, &l->state);
+    ht_rows_start(&l->rows);
+    ht_rows_export(&l->rows, &l->peek, &l->state);
     l->micro = 0;
     l->started = l->finished = false;
     l->status = HT_OK;
@@ -337,7 +329,26 @@ static enum ht_status check_options(const struct ht_loader_options *o)
     if (o->prefetch_batches < 0 || o->prefetch_batches > 1024)
         return HT_FAIL(HT_ERR_ARG, "loader: prefetch_batches is %lld; 0 to 1024 are possible",
                        (long long)o->prefetch_batches);
+    if (o->window_rows < 0 || o->window_rows > HT_LOADER_MAX_WINDOW)
+        return HT_FAIL(HT_ERR_ARG, "loader: window of %lld rows; 0 to %d are possible",
+                       (long long)o->window_rows, HT_LOADER_MAX_WINDOW);
+    if (o->seed > INT64_MAX)
+        return HT_FAIL(HT_ERR_ARG, "loader: seed is %llu; it must be below 2^63",
+                       (unsigned long long)o->seed);
     return HT_OK;
+}
+
+/* The dataset that takes longest to be drawn once: it has the most tokens for its weight. */
+static int slowest(const struct ht_stream *s)
+{
+    int best = -1;
+
+    for (int d = 0; d < s->n_datasets; d++)
+        if (s->scaled[d] > 0 &&
+            (best < 0 || (__int128)s->dataset[d].n_tokens * s->scaled[best] >
+                             (__int128)s->dataset[best].n_tokens * s->scaled[d]))
+            best = d;
+    return best;
 }
 
 static enum ht_status open_stream(struct ht_stream *s, const struct ht_loader_options *o)
@@ -365,6 +376,7 @@ static enum ht_status open_stream(struct ht_stream *s, const struct ht_loader_op
                            (long long)set->n_docs);
         s->epoch_tokens += set->n_tokens;
     }
+    s->slowest = slowest(s);
     return HT_OK;
 }
 
@@ -382,7 +394,8 @@ static enum ht_status allocate(struct ht_loader *l)
     l->n_slots = (int)o->prefetch_batches + 1; // one is with the caller
     l->slots = calloc((size_t)l->n_slots, sizeof *l->slots);
     l->memory = calloc((size_t)l->n_slots * words, sizeof *l->memory);
-    if (!l->slots || !l->memory)
+    l->own = calloc((size_t)l->own_rows * (size_t)l->rows.words, sizeof *l->own);
+    if (!l->slots || !l->memory || !l->own)
         return HT_FAIL(HT_ERR_MEMORY, "loader: no memory for %d batches of %zu tokens", l->n_slots,
                        n_tokens);
     for (int i = 0; i < l->n_slots; i++) {
@@ -417,9 +430,14 @@ enum ht_status ht_loader_open(struct ht_loader **out, const struct ht_loader_opt
     l->o.datasets = NULL;
     l->own_rows = o->rows_per_step / o->n_ranks;
     HT_TRY_GOTO(st, done, open_stream(&l->stream, o));
+    const int64_t window_rows =
+        o->shuffle && !o->one_epoch && o->window_rows > 1 ? o->window_rows : 1;
+    HT_TRY_GOTO(st, done,
+                ht_rows_create(&l->rows, &l->stream, o->seq_len, o->pack_leak, window_rows));
     HT_TRY_GOTO(st, done, allocate(l));
-    ht_cursor_start(&l->plan, &l->stream);
-    ht_cursor_export(&l->plan, &l->stream, &l->state);
+    ht_cursor_start(&l->fill, &l->stream);
+    ht_cursor_start(&l->peek, &l->stream);
+    ht_rows_export(&l->rows, &l->peek, &l->state);
     *out = l;
     l = NULL;
 done:
@@ -441,6 +459,8 @@ void ht_loader_close(struct ht_loader *l)
     pthread_cond_destroy(&l->filled);
     pthread_cond_destroy(&l->emptied);
     pthread_mutex_destroy(&l->lock);
+    ht_rows_free(&l->rows);
+    free(l->own);
     free(l->slots);
     free(l->memory);
     free(l);

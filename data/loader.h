@@ -5,11 +5,15 @@
  * document exactly once per epoch, nothing materialised. Across datasets the next document comes from the one
  * with the largest token deficit against its weight (integer arithmetic, ties to the lowest index); it is
  * held to its end. The documents form one stream; row i is stream tokens [i*seq_len, (i+1)*seq_len] (one
- * token of overlap: inputs and labels). Every rank walks the same document lengths and reads only the tokens
- * of its own rows. The state is a handful of integers and describes rows *trained*, not prefetched.
+ * token of overlap: inputs and labels). Rows are given out in windows of the stream, each in the order of
+ * another keyed bijection (rows.h), so that the rows of a step come from many documents, however long these
+ * are; a single dataset's epoch is still given out whole before its next begins. Every rank walks the same
+ * document lengths and reads only the tokens of its own rows. The state is a handful of integers (the
+ * window's place in the stream and the rows of it that are done) and describes rows *trained*, not
+ * prefetched.
  *
- * Calls of one loader: one thread at a time. Open reads shards with HDF5 (shard.h); nothing after it
- * allocates or uses HDF5. Errors of the prefetch thread come out of ht_loader_next, again on every call.
+ * Calls of one loader: one thread at a time. Open reads shards with HDF5 (shard.h); nothing after it uses
+ * HDF5, and only set_state allocates. Errors of the prefetch thread come out of ht_loader_next, again on every call.
  */
 #ifndef HT_DATA_LOADER_H
 #define HT_DATA_LOADER_H
@@ -21,6 +25,7 @@
 #include "core/base/status.h"
 
 #define HT_LOADER_MAX_DATASETS 64
+#define HT_LOADER_MAX_WINDOW (1 << 20)
 
 struct ht_loader;
 
@@ -37,8 +42,9 @@ struct ht_loader_options {
     int64_t micro_rows;        // rows of one micro-batch of one rank; ranks * micro_rows divides rows_per_step
     int rank, n_ranks;
     int64_t vocab_size;        // ids must be below; 0 = not checked
-    uint64_t seed;
+    uint64_t seed;             // below 2^63
     bool shuffle, pack_leak;
+    int64_t window_rows;       // rows shuffled together; 0, 1, without shuffle and with one_epoch: none
     int64_t prefetch_batches;  // 0 = no thread
     bool one_epoch;            // evaluation: every dataset once; the last step is padded (id 0, label -1)
 };
@@ -46,6 +52,9 @@ struct ht_loader_options {
 /* Everything needed to go on; saved inside the model checkpoint as JSON (ht_loader_state_to_json). */
 struct ht_loader_state {
     int64_t row;               // next global row
+    int64_t window_rows;       // of the window that holds it; 0: a window begins there
+    int64_t window_done;       // rows of the window done: all that follows describes its first row
+    int64_t seq_len, seed;     // that the window is cut and shuffled with; seed -1: not known
     int n_datasets;
     struct {
         int64_t epoch, doc;    // next position in the epoch's permutation

@@ -8,7 +8,9 @@
 
 #include "data/loader.h"
 
-#define FORMAT 1
+#define FORMAT 2
+#define WITHOUT_WINDOWS                                                                            \
+    1 // format: rows in the order of the stream; read as the beginning of a window
 
 enum ht_status ht_loader_state_to_json(char **text, const struct ht_loader_state *s)
 {
@@ -25,10 +27,13 @@ enum ht_status ht_loader_state_to_json(char **text, const struct ht_loader_state
                       "docs_visited", (json_int_t)s->dataset[d].docs_visited, "fingerprint", print);
         bad |= json_array_append_new(datasets, o) != 0; // refuses NULL
     }
-    root = json_pack("{s:i, s:I, s:i, s:I, s:I, s:o}", "format", FORMAT, "row", (json_int_t)s->row,
-                     "current", s->current, "current_doc", (json_int_t)s->current_doc,
-                     "current_pos", (json_int_t)s->current_pos, "datasets",
-                     datasets); // takes datasets, even on failure
+    root =
+        json_pack("{s:i, s:I, s:I, s:I, s:I, s:I, s:i, s:I, s:I, s:o}", "format", FORMAT, "row",
+                  (json_int_t)s->row, "window_rows", (json_int_t)s->window_rows, "window_done",
+                  (json_int_t)s->window_done, "seq_len", (json_int_t)s->seq_len, "seed",
+                  (json_int_t)s->seed, "current", s->current, "current_doc",
+                  (json_int_t)s->current_doc, "current_pos", (json_int_t)s->current_pos, "datasets",
+                  datasets); // takes datasets, even on failure
     if (root && !bad) *text = json_dumps(root, JSON_INDENT(1));
     json_decref(root);
     return *text ? HT_OK : HT_FAIL(HT_ERR_MEMORY, "no memory for the loader's state");
@@ -86,11 +91,18 @@ static enum ht_status read_root(struct ht_loader_state *s, const json_t *root, c
                                     { "row", &s->row, 0 },
                                     { "current", &current, -1 },
                                     { "current_doc", &s->current_doc, 0 },
-                                    { "current_pos", &s->current_pos, 0 } };
-    HT_TRY(read_fields(root, name, fields, 5, 1));
-    if (format != FORMAT)
-        return HT_FAIL(HT_ERR_FORMAT, "%s: \"format\" is %lld; this program reads %d", name,
-                       (long long)format, FORMAT);
+                                    { "current_pos", &s->current_pos, 0 },
+                                    { "window_rows", &s->window_rows, 0 },
+                                    { "window_done", &s->window_done, 0 },
+                                    { "seq_len", &s->seq_len, 1 },
+                                    { "seed", &s->seed, 0 } };
+    const bool old = json_integer_value(json_object_get(root, "format")) == WITHOUT_WINDOWS;
+
+    HT_TRY(read_fields(root, name, fields, old ? 5 : 9, 1));
+    if (format != FORMAT && !old)
+        return HT_FAIL(HT_ERR_FORMAT, "%s: \"format\" is %lld; this program reads %d and %d", name,
+                       (long long)format, WITHOUT_WINDOWS, FORMAT);
+    if (old) s->seed = -1;
     const json_t *datasets = json_object_get(root, "datasets");
     const size_t n = json_array_size(datasets); // 0 for anything else
     if (n < 1 || n > HT_LOADER_MAX_DATASETS)

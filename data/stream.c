@@ -78,11 +78,53 @@ void ht_cursor_take(struct ht_cursor *c, const struct ht_stream *s, int64_t max,
     }
 }
 
+int ht_stream_mark_words(const struct ht_stream *s)
+{
+    return 3 + 2 * s->n_datasets;
+}
+
+void ht_cursor_mark(const struct ht_cursor *c, const struct ht_stream *s, int64_t *mark)
+{
+    uint64_t used_up = 0;
+
+    for (int d = 0; d < s->n_datasets; d++) {
+        used_up |= (uint64_t)(c->scaled[d] != s->scaled[d]) << d;
+        mark[3 + 2 * d] = c->visited[d];
+        mark[4 + 2 * d] = c->tokens[d];
+    }
+    mark[0] = (int64_t)used_up;
+    mark[1] = c->current;
+    mark[2] = c->current_pos;
+}
+
+void ht_cursor_go_to(struct ht_cursor *c, const struct ht_stream *s, const int64_t *mark)
+{
+    const uint64_t used_up = (uint64_t)mark[0];
+
+    c->taken = 0;
+    for (int d = 0; d < s->n_datasets; d++) {
+        const int64_t visited = mark[3 + 2 * d], n_docs = s->dataset[d].n_docs;
+        const int64_t epoch = visited > 0 ? (visited - 1) / n_docs : 0;
+        c->scaled[d] = used_up >> d & 1 ? 0 : s->scaled[d];
+        c->visited[d] = visited;
+        c->doc[d] = visited - epoch * n_docs;
+        c->tokens[d] = mark[4 + 2 * d];
+        c->taken += c->tokens[d];
+        if (c->epoch[d] == epoch) continue;
+        c->epoch[d] = epoch;
+        set_order(c, s, d);
+    }
+    c->current = (int)mark[1];
+    c->current_pos = mark[2];
+    c->current_doc = 0;
+    if (c->current < 0) return;
+    c->current_doc = doc_at(c, s, c->current, c->doc[c->current] - 1);
+    c->current_length = ht_dataset_doc_length(&s->dataset[c->current], c->current_doc);
+}
+
 void ht_cursor_export(const struct ht_cursor *c, const struct ht_stream *s,
                       struct ht_loader_state *out)
 {
-    memset(out, 0, sizeof *out); // padding too: states are compared byte by byte
-    out->row = c->row;
     out->n_datasets = s->n_datasets;
     for (int d = 0; d < s->n_datasets; d++) {
         out->dataset[d].epoch = c->epoch[d];
@@ -179,8 +221,6 @@ enum ht_status ht_cursor_import(struct ht_cursor *c, const struct ht_stream *s,
     if (in->n_datasets != s->n_datasets)
         return HT_FAIL(HT_ERR_FORMAT, "loader state: %d datasets; the recipe has %d",
                        in->n_datasets, s->n_datasets);
-    if (in->row < 0) return HT_FAIL(HT_ERR_FORMAT, "loader state: row is %lld", (long long)in->row);
-    c->row = in->row;
     for (int d = 0; d < s->n_datasets; d++) HT_TRY(import_dataset(c, s, d, in));
     return import_current(c, s, in);
 }

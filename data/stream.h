@@ -20,12 +20,12 @@ struct ht_stream {
     struct ht_dataset dataset[HT_LOADER_MAX_DATASETS];
     int64_t scaled[HT_LOADER_MAX_DATASETS]; // weights (mix.h)
     int64_t epoch_tokens;                   // of the datasets that have a weight
+    int slowest;                            // the dataset that takes longest to go round
     uint64_t seed;
     bool shuffle, one_epoch;
 };
 
 struct ht_cursor {
-    int64_t row;   // counted by the loader
     int64_t taken; // tokens since the beginning
     int64_t epoch[HT_LOADER_MAX_DATASETS], doc[HT_LOADER_MAX_DATASETS];
     int64_t tokens[HT_LOADER_MAX_DATASETS], visited[HT_LOADER_MAX_DATASETS];
@@ -45,10 +45,17 @@ struct ht_piece {
 
 void ht_cursor_start(struct ht_cursor *c, const struct ht_stream *s);
 
+/* A place in few words, for an index of places: ht_stream_mark_words() of them. A cursor goes to
+ * one after ht_cursor_start. */
+int ht_stream_mark_words(const struct ht_stream *s);
+void ht_cursor_mark(const struct ht_cursor *c, const struct ht_stream *s, int64_t *mark);
+void ht_cursor_go_to(struct ht_cursor *c, const struct ht_stream *s, const int64_t *mark);
+
 /* The next piece, at most max (>= 1) tokens; piece->n = 0 at the end (one_epoch). */
 void ht_cursor_take(struct ht_cursor *c, const struct ht_stream *s, int64_t max,
                     struct ht_piece *piece);
 
+/* The part of a state that is a place in the stream; the caller sets the others (rows.h). */
 void ht_cursor_export(const struct ht_cursor *c, const struct ht_stream *s,
                       struct ht_loader_state *out);
 

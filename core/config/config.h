@@ -60,6 +60,7 @@ struct ht_data_config {
     int64_t seq_len;
     bool pack_leak; // true: documents of a row see each other (Bamba's pretraining)
     bool shuffle;
+    int64_t shuffle_window_rows; // rows shuffled together, 1 = none
     uint64_t seed;
     int64_t prefetch_batches;
 };

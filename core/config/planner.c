@@ -169,6 +169,8 @@ static void plan_bytes(struct ht_plan *p, const struct ht_config *c, const struc
     if (c->checkpoint.background && !gpu)
         b->buffers += 12 * shard;                               // a GPU's is in the host's memory
     b->buffers += (1 + c->data.prefetch_batches) * tokens * 12; // ids, labels, positions
+    if (c->data.shuffle) // starts of the rows of two windows (data/rows.h)
+        b->buffers += 2 * c->data.shuffle_window_rows * (28 + 16 * (int64_t)c->data.n_train);
     b->program = gpu ? gpu_program_bytes : cpu_program_bytes;
     b->total = b->weights + b->gradients + b->optimizer + b->activations + b->scratch + b->buffers +
                b->program;

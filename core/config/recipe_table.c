@@ -152,9 +152,16 @@ const struct recipe_key recipe_keys[] = {
       "convolution and attention stop at each document's border",
       NULL, 0 },
     { "data", "shuffle", RECIPE_BOOL, FIELD(data.shuffle), "true", NULL, NO_LIMIT, NULL, "",
-      "documents in a random order that depends on data.seed alone", NULL, 0 },
+      "documents in a random order that depends on data.seed alone, and rows in windows of "
+      "shuffle_window_rows; data.eval is never shuffled",
+      NULL, 0 },
+    { "data", "shuffle_window_rows", RECIPE_COUNT, FIELD(data.shuffle_window_rows), "8192", NULL, 1,
+      1 << 20, NULL, "rows",
+      "rows that are shuffled together, so that a step's rows come from many documents; at most "
+      "one epoch; 1 = rows in the order of the documents",
+      NULL, 0 },
     { "data", "seed", RECIPE_INT, FIELD(data.seed), "1", NULL, 0, BIG, NULL, "",
-      "seed of that order", NULL, 0 },
+      "seed of both orders", NULL, 0 },
     { "data", "prefetch_batches", RECIPE_INT, FIELD(data.prefetch_batches), "4", NULL, 0, 1024,
       NULL, "micro-batches", "read ahead by a thread of the loader; 0 = read in the step", NULL,
       0 },

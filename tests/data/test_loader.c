@@ -12,9 +12,50 @@
 struct stream_ref {
     int64_t n;
     int32_t *token;
-    bool *ends; // last token of its document
+    bool *ends;   // last token of its document
+    uint8_t *set; // where it comes from
     int64_t drawn[3], visited[3];
+    int64_t n_rows, *row; // in the order of training: which row of the stream; NULL: as it is
 };
+
+/* The order of rows by the rules of rows.h. */
+static void windows_ref_make(struct stream_ref *r, const struct ht_loader_options *o)
+{
+    const int64_t n = r->n / o->seq_len, L = o->seq_len, W = o->window_rows;
+    int64_t size[3] = { 0 };
+    long double weights = 0, longest = 0, weight = 1;
+    int slow = -1;
+
+    for (int d = 0; d < o->n_datasets; d++) {
+        for (int64_t doc = 0; doc < sets[d].n_docs; doc++) size[d] += doc_length(&sets[d], doc);
+        const long double w = (long double)llround(o->datasets[d].weight / 0.6 * 0x1p30);
+        weights += w;
+        if ((long double)size[d] / w <= longest) continue;
+        longest = (long double)size[d] / w;
+        weight = w;
+        slow = d;
+    }
+    r->row = malloc(sizeof *r->row * (size_t)n);
+    int64_t drawn = 0; // of the slowest
+    while (r->n_rows < n) {
+        const int64_t first = r->n_rows, round = drawn / size[slow];
+        const long double left = (long double)((round + 1) * size[slow] - drawn) * weights;
+        const long double rows = ceill(ceill(left / weight) / (long double)L);
+        const long double windows = ceill(rows / (long double)W);
+        const int64_t limit = windows > 1 ? (int64_t)ceill(rows / windows) : W;
+        int64_t end = first;
+        while (end < n && end < first + limit && drawn / size[slow] == round) {
+            for (int64_t i = end * L; i < (end + 1) * L; i++) drawn += r->set[i] == slow;
+            end++;
+        }
+        if (end == n) break; // cut off
+        struct ht_permute order;
+        ht_permute_init(&order, (uint64_t)(end - first), o->seed, 0x726f777300000000u,
+                        (uint64_t)first);
+        for (int64_t i = 0; i < end - first; i++)
+            r->row[r->n_rows++] = first + (int64_t)ht_permute_at(&order, (uint64_t)i);
+    }
+}
 
 static void stream_ref_make(struct stream_ref *r, const struct ht_loader_options *o,
                             int64_t n_wanted)
@@ -24,8 +65,10 @@ static void stream_ref_make(struct stream_ref *r, const struct ht_loader_options
     int64_t total = 0;
 
     memset(r, 0, sizeof *r);
+    n_wanted += (o->window_rows + 1) * o->seq_len; // windows are written out whole
     r->token = malloc(sizeof *r->token * (size_t)(n_wanted + 1000));
     r->ends = calloc((size_t)(n_wanted + 1000), sizeof *r->ends);
+    r->set = calloc((size_t)(n_wanted + 1000), sizeof *r->set);
     while (r->n < n_wanted) {
         int best = -1;
         long double largest = 0, weights = 0;
@@ -61,21 +104,32 @@ static void stream_ref_make(struct stream_ref *r, const struct ht_loader_options
         const int64_t n = doc_length(&sets[best], doc);
         for (int64_t i = 0; i < n; i++) {
             r->ends[r->n] = i == n - 1;
+            r->set[r->n] = (uint8_t)best;
             r->token[r->n++] = doc_token(&sets[best], doc, i);
         }
         position[best]++;
         r->visited[best]++;
         r->drawn[best] += n;
     }
+    if (o->shuffle && !o->one_epoch && o->window_rows > 1) windows_ref_make(r, o);
 }
 
 static void stream_ref_free(struct stream_ref *r)
 {
     free(r->token);
     free(r->ends);
+    free(r->set);
+    free(r->row);
 }
 
-/* One batch, which holds rows row .. row + n_rows - 1 of the stream, against it. */
+static int64_t row_ref(const struct stream_ref *r, int64_t row)
+{
+    if (!r->row) return row;
+    ck_assert_int_lt(row, r->n_rows);
+    return r->row[row];
+}
+
+/* One batch, which holds rows row .. row + n_rows - 1 of the run, against the stream. */
 static void check_batch(const struct ht_batch *b, const struct stream_ref *r,
                         const struct ht_loader_options *o, int64_t row)
 {
@@ -85,7 +139,7 @@ static void check_batch(const struct ht_batch *b, const struct stream_ref *r,
     ck_assert_int_eq(b->n_rows, o->micro_rows);
     ck_assert_int_eq(b->n_tokens, o->micro_rows * o->seq_len);
     for (int64_t i = 0; i < b->n_tokens; i++) {
-        const int64_t at = row * o->seq_len + i;
+        const int64_t at = row_ref(r, row + i / o->seq_len) * o->seq_len + i % o->seq_len;
         const bool inside = at < r->n, row_begins = at % o->seq_len == 0;
         const bool doc_begins = at > 0 && at <= r->n && r->ends[at - 1];
         int32_t label = -1;
@@ -181,12 +235,22 @@ static const struct {
     int n_ranks;
     int64_t prefetch;
     bool pack_leak, shuffle;
+    int64_t window_rows;
 } shapes[] = {
-    { 1, 4, 2, 1, 0, false, true },     { 1, 4, 2, 2, 2, true, true },
-    { 7, 6, 1, 3, 0, false, true },     { 7, 6, 1, 2, 5, true, false },
-    { 64, 12, 2, 3, 1, false, true },   { 64, 12, 3, 2, 0, true, true },
-    { 1000, 4, 2, 2, 3, false, true },  { 1000, 4, 4, 1, 0, true, true },
-    { 333, 6, 1, 1, 16, false, false }, { 97, 8, 1, 4, 1, false, true },
+    { 1, 4, 2, 1, 0, false, true, 0 },
+    { 1, 4, 2, 2, 2, true, true, 999 },
+    { 7, 6, 1, 3, 0, false, true, 1 },
+    { 7, 6, 1, 2, 5, true, false, 50 }, // without shuffle: no windows
+    { 7, 6, 1, 2, 5, true, true, 2 },
+    { 64, 12, 2, 3, 1, false, true, 5 }, // smaller than a step
+    { 64, 12, 3, 2, 0, true, true, 100 },
+    { 64, 12, 3, 2, 0, false, true, 600 }, // the longest round has 625 rows or so
+    { 1000, 4, 2, 2, 3, false, true, 10 },
+    { 1000, 4, 4, 1, 0, true, true, 500 }, // and here 40
+    { 333, 6, 1, 1, 16, false, false, 0 },
+    { 97, 8, 1, 4, 1, false, true, 77 },
+    { 20000, 2, 1, 2, 1, false, true, 8 }, // two rows a round
+    { 50000, 1, 1, 1, 0, true, true, 8 },  // a row goes round several times
 };
 
 START_TEST(batches_match_the_written_out_stream)
@@ -200,6 +264,7 @@ START_TEST(batches_match_the_written_out_stream)
     o.pack_leak = shapes[_i].pack_leak;
     o.shuffle = shapes[_i].shuffle;
     o.prefetch_batches = shapes[_i].prefetch;
+    o.window_rows = shapes[_i].window_rows;
     stream_ref_make(&r, &o, n_steps * o.rows_per_step * o.seq_len + 1);
     ranks_open(&k, &o, shapes[_i].n_ranks, NULL);
     for (int64_t step = 0; step < n_steps; step++)
@@ -212,7 +277,8 @@ START_TEST(batches_match_the_written_out_stream)
         ck_assert_int_eq(s.dataset[d].docs_visited,
                          s.dataset[d].epoch * sets[d].n_docs + s.dataset[d].doc);
     }
-    ck_assert_int_eq(tokens, n_steps * o.rows_per_step * o.seq_len);
+    ck_assert_int_eq(tokens, (n_steps * o.rows_per_step - s.window_done) * o.seq_len);
+    ck_assert_int_le(s.window_rows, o.window_rows);
     ranks_close(&k);
     stream_ref_free(&r);
 }
@@ -223,13 +289,16 @@ END_TEST
 START_TEST(stops_and_rescaling_change_nothing)
 {
     static const int n_ranks[3] = { 1, 3, 2 };
+    static const int64_t windows[] = { 1, 4, 100, 2000 };
     struct ht_loader_options o = options(50, 6, 1);
     struct ht_loader_state s;
     struct stream_ref r;
     struct ranks k;
     int64_t row = 0;
+    int inside = 0; // stops in the middle of a window
 
-    o.pack_leak = _i;
+    o.pack_leak = _i % 2;
+    o.window_rows = windows[_i / 2];
     stream_ref_make(&r, &o, 50 * 8 * 6 * 50 + 1);
     for (uint64_t stop = 0; stop <= 50; stop++) {
         const uint64_t draw = ht_rng_u64(31, 1, stop);
@@ -244,6 +313,7 @@ START_TEST(stops_and_rescaling_change_nothing)
         }
         s = ranks_state(&k);
         ck_assert_int_eq(s.row, row);
+        inside += s.window_done > 0;
         ranks_close(&k);
         char *text;
         must(ht_loader_state_to_json(&text, &s));
@@ -252,18 +322,21 @@ START_TEST(stops_and_rescaling_change_nothing)
         ck_assert_mem_eq(&s, &back, sizeof s);
         free(text);
     }
+    ck_assert_int_ge(inside, o.window_rows < 50 ? 0 : 40);
     ck_assert_int_gt(s.dataset[0].epoch, 0); // the test went round
     ck_assert_int_gt(s.dataset[2].epoch, 5);
     stream_ref_free(&r);
 }
 END_TEST
 
-/* Tokens numbered through: after whole epochs every number was given out exactly as often, whatever
- * the stops and ranks, and every document was visited. */
+/* Tokens numbered through: after each epoch every number was given out exactly as often, whatever
+ * the stops, ranks and windows (the last one is larger than the data), and every document was
+ * visited. */
 START_TEST(every_token_once_per_epoch)
 {
     enum { N_TOKENS = 6000, EPOCHS = 3 };
     static const int n_ranks[3] = { 1, 3, 2 };
+    static const int64_t windows[4] = { 1, 7, 150, 1000 };
     char path[PATH_MAX];
     struct ht_shard_writer *w;
     const struct ht_loader_dataset one = { join(path, folder, "numbered.h5"), 2.5 };
@@ -286,6 +359,7 @@ START_TEST(every_token_once_per_epoch)
     o.n_datasets = 1;
     o.datasets = &one;
     o.prefetch_batches = 2;
+    o.window_rows = windows[_i];
     for (uint64_t stop = 0; steps_left > 0; stop++) {
         struct ranks k;
         ranks_open(&k, &o, n_ranks[stop % 3], stop ? &s : NULL);
@@ -299,12 +373,115 @@ START_TEST(every_token_once_per_epoch)
                 }
         s = ranks_state(&k);
         ranks_close(&k);
+        const int32_t epoch = (int32_t)(s.row * o.seq_len / N_TOKENS);
+        for (int i = 0; i < N_TOKENS; i++)
+            ck_assert(seen[i] == epoch || (seen[i] == epoch + 1 && steps_left > 0));
     }
     for (int i = 0; i < N_TOKENS; i++) ck_assert_int_eq(seen[i], EPOCHS);
     ck_assert_int_eq(s.dataset[0].tokens, EPOCHS * N_TOKENS);
     // empty documents at the end of the last epoch are visited with the next draw
     ck_assert_int_le(s.dataset[0].docs_visited, EPOCHS * n_docs);
     ck_assert_int_gt(s.dataset[0].docs_visited, EPOCHS * n_docs - 20);
+}
+END_TEST
+
+/* Long documents, short rows: a step of the stream is one document, a step of a window is of many.
+ */
+START_TEST(steps_mix_documents)
+{
+    enum { N_DOCS = 40, DOC_ROWS = 25, STEP = 20 };
+    char path[PATH_MAX];
+    struct ht_shard_writer *w;
+    const struct ht_loader_dataset one = { join(path, folder, "long.h5"), 1 };
+    struct ht_loader_options o = options(8, STEP, STEP);
+    struct ht_loader *l;
+    const struct ht_batch *b;
+    int32_t ids[DOC_ROWS * 8];
+
+    must(ht_shard_writer_create(&w, path, N_DOCS, ""));
+    for (int32_t doc = 0; doc < N_DOCS; doc++) { // the token says which document
+        for (int i = 0; i < DOC_ROWS * 8; i++) ids[i] = doc;
+        must(ht_shard_writer_add(w, ids, DOC_ROWS * 8, 0));
+    }
+    must(ht_shard_writer_finish(w, NULL, NULL));
+    ht_shard_writer_free(w);
+    o.n_datasets = 1;
+    o.datasets = &one;
+    for (int shuffled = 0; shuffled < 2; shuffled++) {
+        int fewest = N_DOCS, most = 0;
+        o.window_rows = shuffled ? N_DOCS * DOC_ROWS : 1;
+        must(ht_loader_open(&l, &o));
+        for (int step = 0; step < 2 * N_DOCS * DOC_ROWS / STEP; step++) {
+            bool seen[N_DOCS] = { false };
+            int n = 0;
+            must(ht_loader_next(l, &b, NULL));
+            for (int64_t i = 0; i < b->n_tokens; i++) {
+                n += !seen[b->ids[i]];
+                seen[b->ids[i]] = true;
+            }
+            fewest = n < fewest ? n : fewest;
+            most = n > most ? n : most;
+        }
+        if (shuffled) // 20 draws of 40 documents: 15.9 in the mean
+            ck_assert_int_ge(fewest, 10);
+        else
+            ck_assert_int_le(most, 2);
+        ht_loader_close(l);
+    }
+}
+END_TEST
+
+/* A resumed run ends the window that it is in as it was begun, then its own size holds: no row is
+ * lost or comes twice. A state of a run without windows begins one. */
+START_TEST(windows_may_change_size)
+{
+    static const int64_t sizes[] = { 300, 1, 40, 5000, 7 };
+    struct ht_loader_options o = options(8, 3, 3);
+    const struct ht_loader_dataset one = { paths[0], 1 };
+    struct ht_loader_state s;
+    struct ht_loader *l;
+    const struct ht_batch *b;
+    struct stream_ref r;
+    uint8_t seen[2500] = { 0 };
+    int64_t n_rows = 0, row = 0;
+
+    o.n_datasets = 1;
+    o.datasets = &one;
+    for (int64_t doc = 0; doc < sets[0].n_docs; doc++) n_rows += doc_length(&sets[0], doc);
+    n_rows = (n_rows + 7) / 8; // of one epoch: no row taken is behind it
+    ck_assert_int_lt(n_rows, COUNT(seen));
+    ck_assert_int_gt(n_rows, 1400);
+    stream_ref_make(&r, &o, n_rows * 8);
+    for (int i = 0; row < 1200; i++) {
+        o.window_rows = sizes[i % COUNT(sizes)];
+        must(ht_loader_open(&l, &o));
+        if (i) must(ht_loader_set_state(l, &s));
+        for (int step = 0; step < 31; step++, row += 3) {
+            must(ht_loader_next(l, &b, NULL));
+            for (int64_t k = 0; k < 3; k++) { // which row of the stream is it?
+                int found = 0;
+                for (int64_t at = 0; at < n_rows; at++)
+                    if (memcmp(b->ids + 8 * k, r.token + 8 * at, 8 * sizeof *r.token) == 0) {
+                        seen[at]++;
+                        found++;
+                    }
+                ck_assert_int_eq(found, 1);
+            }
+        }
+        ht_loader_get_state(l, &s);
+        ck_assert_int_eq(s.row, row);
+        if (s.window_done == 0) {
+            s.seed = -1; // as a state of format 1 is read
+            s.seq_len = 0;
+        }
+        ht_loader_close(l);
+    }
+    const int64_t whole = s.row - s.window_done;
+    int64_t n = 0;
+    for (int64_t at = 0; at < whole; at++) ck_assert_int_eq(seen[at], 1);
+    for (int64_t at = 0; at < n_rows; at++) n += seen[at];
+    ck_assert_int_eq(n, row);
+    stream_ref_free(&r);
 }
 END_TEST
 
@@ -458,8 +635,10 @@ int main(void)
     tcase_add_checked_fixture(order, setup, teardown);
     tcase_add_checked_fixture(order, setup, teardown);
     tcase_add_loop_test(order, batches_match_the_written_out_stream, 0, COUNT(shapes));
-    tcase_add_loop_test(order, stops_and_rescaling_change_nothing, 0, 2);
-    tcase_add_test(order, every_token_once_per_epoch);
+    tcase_add_loop_test(order, stops_and_rescaling_change_nothing, 0, 8);
+    tcase_add_loop_test(order, every_token_once_per_epoch, 0, 4);
+    tcase_add_test(order, steps_mix_documents);
+    tcase_add_test(order, windows_may_change_size);
     tcase_add_test(order, prefetched_rows_are_not_trained_rows);
     tcase_add_test(order, mixture_keeps_its_shares);
     tcase_add_loop_test(order, one_epoch_ends_with_padding, 0, 6);

@@ -27,6 +27,9 @@ START_TEST(options_are_checked)
     REFUSED(o.seq_len = 0, HT_ERR_ARG, "rows of 0 tokens");
     REFUSED(o.seq_len = INT64_MAX, HT_ERR_ARG, "below 2^31");
     REFUSED(o.seq_len = 1 << 30, HT_ERR_ARG, "below 2^31");
+    REFUSED(o.window_rows = -1, HT_ERR_ARG, "window of -1 rows");
+    REFUSED(o.window_rows = 1 << 21, HT_ERR_ARG, "window of 2097152 rows; 0 to 1048576");
+    REFUSED(o.seed = UINT64_MAX, HT_ERR_ARG, "seed is 18446744073709551615");
     REFUSED(o.prefetch_batches = -1, HT_ERR_ARG, "prefetch_batches is -1");
     o = options(64, 12, 2);
     o.datasets = &d;
@@ -124,7 +127,7 @@ static struct ht_loader_state some_state(const struct ht_loader_options *o)
     do {
         must(ht_loader_next(l, &b, NULL));
         ht_loader_get_state(l, &s);
-    } while (s.row < 1000 || s.current != 0);
+    } while (s.row < 1000 || s.current != 0 || (o->window_rows > 1 && s.window_done == 0));
     ht_loader_close(l);
     return s;
 }
@@ -153,6 +156,12 @@ START_TEST(states_are_checked)
     SPOILED(s.dataset[0].tokens = 1, "tokens of dataset 0 is 1 in epoch");
     SPOILED(s.current = 3, "current is 3");
     SPOILED(s.current = -1, "current is -1, yet");
+    SPOILED(s.seed = 6, "seed is 6, the recipe's is 5");
+    SPOILED(s.window_rows = 1, "window_rows is 1; 0, or 2 to");
+    SPOILED(s.window_rows = -1, "window_rows is -1");
+    SPOILED(s.window_rows = 1 << 20, "window_rows is 1048576");
+    SPOILED(s.window_rows = 9, "window_done is 0 of 9 rows");
+    SPOILED(s.window_done = 1, "window_rows is 0");
     SPOILED(s.current_doc++, "current_doc is");
     SPOILED(s.current_pos = 0, "current_pos is 0");
     SPOILED(s.current_pos = 1000, "current_pos is 1000");
@@ -163,7 +172,37 @@ START_TEST(states_are_checked)
 
     o.seed = 6; // documents would be seen twice and others not at all
     must(ht_loader_open(&l, &o));
-    expect(ht_loader_set_state(l, &good), HT_ERR_FORMAT, "seed 6 puts document");
+    expect(ht_loader_set_state(l, &good), HT_ERR_FORMAT, "resume with data.seed = 5");
+    s = good;
+    s.seed = -1; // a state of format 1 does not know it
+    expect(ht_loader_set_state(l, &s), HT_ERR_FORMAT, "seed 6 puts document");
+    ht_loader_close(l);
+}
+END_TEST
+
+/* States taken inside a window: its rows must be cut and shuffled again as they were. */
+START_TEST(windows_are_checked)
+{
+    struct ht_loader_options o = options(64, 2, 2);
+    struct ht_loader_state s;
+    struct ht_loader *l;
+
+    o.window_rows = 100;
+    const struct ht_loader_state good = some_state(&o);
+    must(ht_loader_open(&l, &o));
+    SPOILED(s.window_rows = s.window_done, "window_done is");
+    SPOILED(s.window_done = s.row + 1; s.window_rows = s.row + 2, "window_");
+    SPOILED(s.window_done = -1, "window_done is -1");
+    SPOILED(s.window_rows = 0, "window_rows is 0");
+    SPOILED(s.seq_len = 32, "data.seq_len is 64: resume with data.seq_len = 32");
+    SPOILED(s.seed++, "seed is 6");
+    must(ht_loader_set_state(l, &good));
+    ht_loader_get_state(l, &s);
+    ck_assert_mem_eq(&s, &good, sizeof s);
+    ht_loader_close(l);
+    o.shuffle = false;
+    must(ht_loader_open(&l, &o));
+    expect(ht_loader_set_state(l, &good), HT_ERR_FORMAT, "resume with data.shuffle = true");
     ht_loader_close(l);
 }
 END_TEST
@@ -202,14 +241,42 @@ static char *replaced(const char *text, const char *from, const char *to)
     return out;
 }
 
+/* As earlier versions wrote it, with rows in the order of the stream: a window begins there. */
+START_TEST(old_states_are_read)
+{
+    struct ht_loader_options o = options(64, 2, 2);
+    const struct ht_loader_state good = some_state(&o);
+    struct ht_loader_state s;
+    struct ht_loader *l;
+    char *text, *old;
+
+    must(ht_loader_state_to_json(&text, &good));
+    char *begin = strstr(text, "\"window_rows\""), *end = strstr(text, "\"current\"");
+    memmove(begin, end, strlen(end) + 1);
+    old = replaced(text, "\"format\": 2", "\"format\": 1");
+    must(ht_loader_state_from_json(&s, old, "state.json"));
+    ck_assert_int_eq(s.seed, -1);
+    ck_assert_int_eq(s.row, good.row);
+    o.window_rows = 100;
+    must(ht_loader_open(&l, &o));
+    must(ht_loader_set_state(l, &s));
+    ht_loader_get_state(l, &s);
+    ck_assert_mem_eq(&s, &good, sizeof s);
+    ht_loader_close(l);
+    free(old);
+    free(text);
+}
+END_TEST
+
 START_TEST(mangled_json_is_refused)
 {
     static const struct {
         const char *from, *to, *message;
     } mangled[] = {
-        { "\"format\": 1", "\"format\": 2", "\"format\" is 2; this program reads 1" },
+        { "\"format\": 2", "\"format\": 3", "\"format\" is 3; this program reads 1 and 2" },
+        { "\"format\": 2", "\"format\": 1", "10 keys; 6 are known" },
         { "\"row\":", "\"rows\":", "\"row\" is missing" },
-        { "\"row\":", "\"extra\": 1, \"row\":", "7 keys; 6 are known" },
+        { "\"row\":", "\"extra\": 1, \"row\":", "11 keys; 10 are known" },
         { "\"row\":", "\"row\": 1, \"row\":", "duplicate" },
         { "\"row\": ", "\"row\": -", "\"row\" is -" },
         { "\"row\": ", "\"row\": 0.", "of another type" },
@@ -275,6 +342,8 @@ int main(void)
     tcase_add_loop_test(refusal, ids_fit_the_model, 0, 2);
     tcase_add_loop_test(refusal, damage_reaches_the_caller, 0, 2);
     tcase_add_test(refusal, states_are_checked);
+    tcase_add_test(refusal, windows_are_checked);
+    tcase_add_test(refusal, old_states_are_read);
     tcase_add_test(refusal, other_data_are_refused);
     tcase_add_test(refusal, mangled_json_is_refused);
     suite_add_tcase(s, refusal);
