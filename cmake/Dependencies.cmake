@@ -11,6 +11,8 @@ pkg_check_modules(UTF8PROC REQUIRED IMPORTED_TARGET libutf8proc)
 pkg_check_modules(XXHASH REQUIRED IMPORTED_TARGET libxxhash)
 pkg_check_modules(ZSTD REQUIRED IMPORTED_TARGET libzstd)
 pkg_check_modules(CHECK IMPORTED_TARGET check)
+# the HTTP server and the load generator
+pkg_check_modules(LIBEVENT REQUIRED IMPORTED_TARGET libevent)
 pkg_check_modules(ZLIB REQUIRED IMPORTED_TARGET zlib)
 # Serial driver of the Open MPI build of HDF5, one file per rank (docs/checkpoints.md).
 pkg_check_modules(HDF5 REQUIRED IMPORTED_TARGET hdf5-openmpi)
