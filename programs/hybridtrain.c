@@ -35,9 +35,13 @@ static const char help[] =
     "  --print-recipe-docs  print the documentation of every recipe key (docs/recipes.md)\n"
     "  --version, --help\n"
     "\n"
-    "Signals: SIGUSR1, SIGTERM, SIGINT finish the step, save a checkpoint and exit with 75; a "
-    "second one exits\n"
-    "at once. Under mpirun prefer SIGUSR1 (mpirun leaves ranks 2 s after SIGTERM).\n"
+    "Signals: SIGUSR1, SIGTERM, SIGINT to any rank finish the step, save a checkpoint and exit "
+    "with "
+    "75; a second\n"
+    "SIGTERM or SIGINT exits at once. Send SIGUSR1 to mpirun: it passes it on and exits with 75. "
+    "SIGTERM reaches\n"
+    "the ranks T seconds after mpirun and SIGKILL follows T seconds later (mpirun --mca\n"
+    "odls_base_sigkill_timeout T; default 1), and mpirun's exit code is 1.\n"
     "Exit codes: 0 done, 1 failure at run time, 2 usage or recipe, 3 bad input data, 4 no usable "
     "checkpoint,\n"
     "5 out of memory or disk, 6 a peer rank lost or timed out, 7 loss not finite, 75 stopped on "
@@ -215,6 +219,7 @@ int main(int argc, char **argv)
     struct ht_plan plan;
     char *text = NULL;
 
+    ht_signals_block_thread(); // until there are handlers: a request to stop is never lost
     ht_thread_limit_spinning(argv);
     int code = parse(&a, argc, argv);
     if (code || !cfg) {
@@ -223,6 +228,7 @@ int main(int argc, char **argv)
     }
     code = 0;
     enum ht_status st = HT_OK;
+    if (a.plan || a.print_recipe || a.print_hf) ht_signals_unblock_thread();
     if (a.plan || a.print_recipe || a.print_hf) { // without MPI: plans are made on laptops
         HT_TRY_GOTO(st, done,
                     ht_recipe_load(cfg, &recipe, a.recipe, a.n_overrides, a.overrides,

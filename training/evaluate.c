@@ -7,6 +7,7 @@
 enum ht_status ht_run_evaluate(struct ht_run *r, struct ht_eval_result *out)
 {
     const int64_t limit = r->cfg->eval.max_tokens;
+    const bool last = r->step == r->cfg->train.total_steps;
     double sums[2] = { 0.0, 0.0 }; // loss, labels counted
     int64_t seen = 0;
     bool complete = true;
@@ -19,6 +20,9 @@ enum ht_status ht_run_evaluate(struct ht_run *r, struct ht_eval_result *out)
         struct ht_loss loss;
         HT_TRY(ht_loader_next(r->eval_loader, &batch, NULL));
         if (!batch) break;
+        ht_run_pause_point(r, last ? "last-evaluate" : "evaluate");
+        HT_TRY(ht_run_agree_to_stop(r, &out->cut_by));
+        if (out->cut_by) return HT_OK;
         const struct ht_model_batch b = { .n_tokens = batch->n_tokens,
                                           .ids = batch->ids,
                                           .labels = batch->labels,

@@ -16,13 +16,18 @@ enum ht_status ht_run_publish_weights(struct ht_run *r)
 
     for (int i = 0; i < ht_zero_n_slices(r->zero); i++) {
         const struct ht_zero_slice *s = &slices[i];
-        if (s->flat_start < n_matrix)
+        const int64_t end = s->flat_start + s->n; // zero_stage 0: one slice with both parts
+        const int64_t matrix_end = end < n_matrix ? end : n_matrix;
+        const int64_t vector_start = s->flat_start > n_matrix ? s->flat_start : n_matrix;
+        const float *master = r->master + s->shard_start;
+        if (s->flat_start < matrix_end)
             ht_convert((char *)r->model->matrix +
                            (size_t)s->flat_start * ht_dtype_bytes(r->model->dtype),
-                       r->model->dtype, r->master + s->shard_start, HT_DTYPE_F32, s->n);
-        else
-            memcpy(r->model->vector + (s->flat_start - n_matrix), r->master + s->shard_start,
-                   (size_t)s->n * sizeof(float));
+                       r->model->dtype, master, HT_DTYPE_F32, matrix_end - s->flat_start);
+        if (vector_start < end)
+            memcpy(r->model->vector + (vector_start - n_matrix),
+                   master + (vector_start - s->flat_start),
+                   (size_t)(end - vector_start) * sizeof(float));
     }
     return ht_zero_gather_weights(r->zero, r->model->matrix, r->model->dtype, r->model->vector);
 }
@@ -89,11 +94,19 @@ static enum ht_status start_from_checkpoint(struct ht_run *r, const char *path)
     enum ht_status st = HT_OK;
 
     HT_TRY_GOTO(st, done, ht_ckpt_open(&c, path));
-    for (int a = 0; a < 3; a++)
+    for (int a = 0; a < 3; a++) {
+        ht_run_pause_point(r, "load");
+        st = ht_run_check_start(r);
+        if (st == HT_ERR_STOPPED) {
+            ht_ckpt_close(c);
+            return st; // no fault of the checkpoint's
+        }
+        if (st != HT_OK) goto done;
         for (int i = 0; i < ht_zero_n_slices(r->zero); i++)
             HT_TRY_GOTO(st, done,
                         ht_ckpt_read_flat(c, which[a], &r->model->list, slices[i].flat_start,
                                           slices[i].n, arrays[a] + slices[i].shard_start));
+    }
     HT_TRY_GOTO(st, done, read_state(r, ht_ckpt_state_json(c), path));
     HT_TRY_GOTO(st, done, ht_loader_state_from_json(&loader_state, ht_ckpt_loader_json(c), path));
     HT_TRY_GOTO(st, done, ht_loader_set_state(r->loader, &loader_state));
@@ -113,13 +126,20 @@ enum ht_status ht_run_start(struct ht_run *r)
     const char *resume = r->cfg->train.resume;
     char path[HT_MAX_PATH + 400] = "";
 
-    if (strcmp(resume, "auto") == 0)
+    const bool own = strcmp(resume, "auto") == 0;
+
+    r->saved = -1;
+    if (own)
         HT_TRY(ht_ckpt_find_latest(path, sizeof path, r->checkpoint_dir, r->comm, r->log));
     else if (strcmp(resume, "never") != 0)
         snprintf(path, sizeof path, "%s", resume);
-    if (path[0]) return start_from_checkpoint(r, path);
-    if (r->cfg->train.init_from[0]) return start_from_weights(r);
-    return start_random(r);
+    if (path[0]) {
+        HT_TRY(start_from_checkpoint(r, path));
+        if (own) r->saved = r->step; // not written again
+    } else {
+        HT_TRY(r->cfg->train.init_from[0] ? start_from_weights(r) : start_random(r));
+    }
+    return ht_run_check_start(r);
 }
 
 enum ht_status ht_run_save(struct ht_run *r, double *stall_s)

@@ -32,8 +32,12 @@ struct ht_run {
     struct ht_arena state;               // holds the four arrays above
 
     int64_t step, tokens;  // finished
+    int64_t saved;         // step of this run's newest checkpoint that it wrote or resumed; -1
     int64_t updates;       // optimiser updates applied: step minus skipped ones
     int64_t skipped, skipped_in_row;
+
+    char pause_point[16]; // HT_TRAIN_PAUSE_AT
+    int pause_countdown;
 };
 
 /* Model, data, optimiser state and checkpoint writer for this rank, weights initialised or resumed. After a
@@ -60,13 +64,27 @@ struct ht_step_result {
 };
 enum ht_status ht_run_step(struct ht_run *r, struct ht_step_result *out);
 
-/* training/evaluate.c: mean loss over the held-out data (all ranks get the same numbers). */
+/* training/evaluate.c: mean loss over the held-out data (all ranks get the same numbers). A request
+ * to stop cuts it short after the batch at hand. */
 struct ht_eval_result {
+    int64_t cut_by;       // the signal that cut it short: the rest is not set; 0
     double loss;          // nats per counted token
     double bits_per_byte; // 0 when the shards carry no byte count or max_tokens cut them
     int64_t n_counted;
 };
 enum ht_status ht_run_evaluate(struct ht_run *r, struct ht_eval_result *out);
+
+/* training/stop.c: the signal by which some rank was asked to stop, 0 = none; the same on all ranks. Collective. */
+enum ht_status ht_run_agree_to_stop(struct ht_run *r, int64_t *signal_number);
+
+/* Before the first step: HT_ERR_STOPPED on all ranks when one was asked to stop, with a message that says what
+ * there is to go on from. Nothing is saved. Collective. */
+enum ht_status ht_run_check_start(struct ht_run *r);
+
+/* Test hook: environment HT_TRAIN_PAUSE_AT=POINT[:n] stops the process (SIGSTOP) at the n-th passing of a point:
+ * data, load, step, evaluate, save, last-evaluate, finish. Whoever watches sends signals, then SIGCONT. */
+void ht_run_set_pause_point(struct ht_run *r);
+void ht_run_pause_point(struct ht_run *r, const char *point);
 
 /* Working copies from this rank's masters, then everyone's (used after a load). */
 enum ht_status ht_run_publish_weights(struct ht_run *r);

@@ -29,6 +29,7 @@ static enum ht_status open_loader(struct ht_loader **out, const struct ht_run *r
         .seed = c->data.seed,
         .shuffle = c->data.shuffle && !evaluation,
         .pack_leak = c->data.pack_leak,
+        .window_rows = c->data.shuffle_window_rows,
         .prefetch_batches = evaluation ? 0 : c->data.prefetch_batches,
         .one_epoch = evaluation,
     };
@@ -43,11 +44,9 @@ static enum ht_status create_model(struct ht_run *r)
     const int local = ht_comm_local_size(r->comm);
     struct ht_tensor_list list;
 
-    if (c->parallel.zero_stage != 1)
-        return HT_FAIL(
-            HT_ERR_UNSUPPORTED,
-            "parallel.zero_stage is %d; the CPU backend shards the optimiser state (stage 1)",
-            c->parallel.zero_stage);
+    if (c->parallel.zero_stage > 1)
+        return HT_FAIL(HT_ERR_UNSUPPORTED, "parallel.zero_stage is %d; the CPU backend has 0 and 1",
+                       c->parallel.zero_stage);
     // ranks of one host share its cores
     int threads = c->train.threads;
     if (threads == 0) {
@@ -62,8 +61,9 @@ static enum ht_status create_model(struct ht_run *r)
                            c->optimizer.decay, ht_zero_padded_matrix(n_matrix, n_ranks),
                            ht_zero_padded_vector(n_matrix, n_total, n_ranks), c->data.seq_len));
     HT_TRY(ht_acts_create(&r->acts, r->model, c->train.recompute, false, n_tokens));
-    return ht_zero_create(&r->zero, r->comm, n_matrix, n_total, c->parallel.bucket_bytes,
-                          HT_DTYPE_F32);
+    HT_TRY(ht_zero_create(&r->zero, r->comm, n_matrix, n_total, c->parallel.bucket_bytes,
+                          HT_DTYPE_F32));
+    return ht_zero_set_stage(r->zero, c->parallel.zero_stage);
 }
 
 static enum ht_status create_state(struct ht_run *r)
@@ -118,14 +118,19 @@ enum ht_status ht_run_create(struct ht_run **out, const struct ht_config *cfg,
     r->log = log;
     snprintf(r->dir, sizeof r->dir, "%s/%s", cfg->train.out_dir, cfg->train.name);
     snprintf(r->checkpoint_dir, sizeof r->checkpoint_dir, "%s/checkpoints", r->dir);
+    ht_run_set_pause_point(r);
+    HT_TRY_GOTO(st, done, ht_run_check_start(r));
     HT_TRY_GOTO(st, done, ht_recipe_print(&r->recipe_text, recipe, 0));
     HT_TRY_GOTO(st, done, create_model(r));
     HT_TRY_GOTO(st, done, create_state(r));
+    ht_run_pause_point(r, "data");
+    HT_TRY_GOTO(st, done, ht_run_check_start(r));
     HT_TRY_GOTO(st, done, open_loader(&r->loader, r, cfg->data.train, cfg->data.n_train, false));
     if (cfg->data.n_eval > 0)
         HT_TRY_GOTO(st, done,
                     open_loader(&r->eval_loader, r, cfg->data.eval, cfg->data.n_eval, true));
     HT_TRY_GOTO(st, done, create_writer(r));
+    HT_TRY_GOTO(st, done, ht_run_check_start(r));
     HT_TRY_GOTO(st, done, ht_run_start(r));
     *out = r;
     r = NULL;

@@ -38,6 +38,7 @@ enum ht_status ht_signals_install(void)
                            strerror(errno));
     if (sigaction(SIGPIPE, &ignore, NULL) != 0)
         return HT_FAIL(HT_ERR_IO, "ignoring SIGPIPE: %s", strerror(errno));
+    ht_signals_unblock_thread();
     return HT_OK;
 }
 
@@ -46,13 +47,23 @@ int ht_signals_pending(void)
     return atomic_load_explicit(&pending, memory_order_relaxed);
 }
 
-void ht_signals_block_thread(void)
+static void set_mask(int how)
 {
     sigset_t set;
 
     sigemptyset(&set);
     for (int i = 0; i < N_SIGNALS; i++) sigaddset(&set, stop_signals[i]);
-    pthread_sigmask(SIG_BLOCK, &set, NULL);
+    pthread_sigmask(how, &set, NULL);
+}
+
+void ht_signals_block_thread(void)
+{
+    set_mask(SIG_BLOCK);
+}
+
+void ht_signals_unblock_thread(void)
+{
+    set_mask(SIG_UNBLOCK);
 }
 
 const char *ht_signals_name(int signal_number)

@@ -53,17 +53,20 @@ static enum ht_status accumulate(struct ht_run *r, double sums[2], int64_t *n_co
         attended += batch->attended * (double)batch->n_tokens;
         tokens += (double)batch->n_tokens;
         *n_counted = batch->step_counted;
+        ht_run_pause_point(r, "step");
     } while (!batch->last_of_step);
     out->attended = attended / tokens;
     return HT_OK;
 }
 
-/* Sum of squares of this rank's part of the summed gradient. */
+/* Sum of squares of this rank's part of the summed gradient. Where every rank has all of it
+ * (zero_stage 0) it counts once. */
 static enum ht_status shard_squares(struct ht_run *r, const float *shard_grad, double *out)
 {
     const struct ht_zero_slice *slices = ht_zero_slices(r->zero);
 
     *out = 0.0;
+    if (r->cfg->parallel.zero_stage == 0 && ht_comm_rank(r->comm) != 0) return HT_OK;
     for (int i = 0; i < ht_zero_n_slices(r->zero); i++) {
         double part = 0.0;
         HT_TRY(ht_sum_squares(&r->backend, &part, shard_grad + slices[i].shard_start, slices[i].n));

@@ -16,13 +16,6 @@ static bool due(int64_t step, int64_t every)
     return every > 0 && step % every == 0;
 }
 
-/* The signal that any rank has received, agreed by all at a step border; 0 = none. */
-static enum ht_status agree_to_stop(struct ht_run *r, int64_t *signal_number)
-{
-    *signal_number = ht_signals_pending();
-    return ht_comm_max_i64(r->comm, signal_number, 1);
-}
-
 static void report(struct ht_run *r, struct ht_metrics *metrics, const struct ht_step_result *step,
                    double stall_s)
 {
@@ -50,13 +43,21 @@ static void report(struct ht_run *r, struct ht_metrics *metrics, const struct ht
     }
 }
 
-static enum ht_status evaluate(struct ht_run *r, struct ht_metrics *metrics)
+/* *stop gets the signal that cut the evaluation short: then there is no result. */
+static enum ht_status evaluate(struct ht_run *r, struct ht_metrics *metrics, int64_t *stop)
 {
     const double start_s = ht_time_s();
     struct ht_eval_result result;
 
     if (!r->eval_loader) return HT_OK;
     HT_TRY(ht_run_evaluate(r, &result));
+    *stop = result.cut_by;
+    if (*stop) {
+        ht_metrics_clear_line(metrics);
+        HT_INFO(r->log, "%s: the evaluation at step %lld is cut short and not recorded",
+                ht_signals_name((int)*stop), (long long)r->step);
+        return HT_OK;
+    }
     ht_metrics_eval(metrics, &(struct ht_eval_metrics){ .step = r->step,
                                                         .tokens = r->tokens,
                                                         .loss = result.loss,
@@ -66,10 +67,18 @@ static enum ht_status evaluate(struct ht_run *r, struct ht_metrics *metrics)
     return HT_OK;
 }
 
+static enum ht_status save(struct ht_run *r, double *stall_s)
+{
+    HT_TRY(ht_run_save(r, stall_s));
+    r->saved = r->step;
+    ht_run_pause_point(r, "save");
+    return HT_OK;
+}
+
 static enum ht_status loop(struct ht_run *r, struct ht_metrics *metrics)
 {
     const struct ht_config *c = r->cfg;
-    int64_t stop = 0, published, saved = -1;
+    int64_t stop = 0, published;
     double stall_s = 0.0;
 
     while (r->step < c->train.total_steps && !stop) {
@@ -83,19 +92,21 @@ static enum ht_status loop(struct ht_run *r, struct ht_metrics *metrics)
                            "(train.max_bad_steps); the last checkpoint is from before",
                            (long long)r->step, (long long)r->skipped_in_row);
         if (due(r->step, c->eval.every_steps) && r->step < c->train.total_steps)
-            HT_TRY(evaluate(r, metrics));
-        if (due(r->step, c->checkpoint.every_steps) && r->skipped_in_row == 0) {
-            HT_TRY(ht_run_save(r, &stall_s));
-            saved = r->step;
-        }
+            HT_TRY(evaluate(r, metrics, &stop));
+        if (due(r->step, c->checkpoint.every_steps) && r->skipped_in_row == 0)
+            HT_TRY(save(r, &stall_s));
         HT_TRY(ht_ckpt_poll(r->writer, &published));
-        HT_TRY(agree_to_stop(r, &stop));
+        if (!stop) HT_TRY(ht_run_agree_to_stop(r, &stop));
     }
-    if (stop)
+    if (stop) {
+        ht_metrics_clear_line(metrics);
         HT_INFO(r->log, "%s: stopping after step %lld", ht_signals_name((int)stop),
                 (long long)r->step);
-    if (!stop) HT_TRY(evaluate(r, metrics));
-    if (saved != r->step && r->step > 0) HT_TRY(ht_run_save(r, &stall_s));
+    }
+    // written while the last evaluation runs
+    if (r->saved != r->step && r->step > 0) HT_TRY(save(r, &stall_s));
+    if (!stop) HT_TRY(evaluate(r, metrics, &stop));
+    ht_run_pause_point(r, "finish");
     HT_TRY(ht_ckpt_finish(r->writer));
     if (stop)
         return HT_FAIL(HT_ERR_STOPPED,

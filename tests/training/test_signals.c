@@ -91,6 +91,23 @@ START_TEST(blocked_threads_sleep_on)
 }
 END_TEST
 
+START_TEST(a_request_before_the_handlers_waits)
+{
+    int status;
+    const pid_t pid = fork();
+
+    if (pid == 0) {
+        ht_signals_block_thread(); // as a program's first line: the default action would end it
+        raise(SIGUSR1);
+        if (ht_signals_install() != HT_OK) _exit(1);
+        _exit(ht_signals_pending() == SIGUSR1 ? 75 : 3);
+    }
+    ck_assert_int_eq(waitpid(pid, &status, 0), pid);
+    ck_assert(WIFEXITED(status));
+    ck_assert_int_eq(WEXITSTATUS(status), 75);
+}
+END_TEST
+
 START_TEST(names_are_those_of_the_manual)
 {
     ck_assert_str_eq(ht_signals_name(SIGUSR1), "SIGUSR1");
@@ -109,6 +126,7 @@ int main(void)
     tcase_add_test(tc, the_second_leaves_at_once);
     tcase_add_test(tc, a_closed_pipe_is_no_signal);
     tcase_add_test(tc, blocked_threads_sleep_on);
+    tcase_add_test(tc, a_request_before_the_handlers_waits);
     tcase_add_test(tc, names_are_those_of_the_manual);
     suite_add_tcase(s, tc);
     return run_suite(s);
