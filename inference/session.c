@@ -5,6 +5,31 @@
 
 enum { DEFAULT_CONTEXT = 4096, BLOCK_TOKENS = 512 };
 
+int64_t ht_session_find_eos(const struct ht_weights *weights, const struct ht_tokenizer *tokenizer)
+{
+    static const char *const ends[] = { "<|end_of_text|>", "<|endoftext|>", "</s>", "<eos>",
+                                        "[EOS]" };
+    static const char *const others[] = { "<unk>", "<pad>", "<s>",    "<bos>",
+                                          "[UNK]", "[PAD]", "<mask>", "[MASK]" };
+    const int64_t vocab_size = ht_weights_model(weights)->vocab_size;
+    int64_t only = -1;
+
+    if (ht_weights_eos_id(weights) >= 0 || !tokenizer) return ht_weights_eos_id(weights);
+    for (size_t i = 0; i < sizeof ends / sizeof *ends; i++) {
+        const int32_t id = ht_tokenizer_find(tokenizer, ends[i]);
+        if (id >= 0 && id < vocab_size && ht_tokenizer_is_special(tokenizer, id)) return id;
+    }
+    for (int64_t id = 0; id < ht_tokenizer_vocab_size(tokenizer); id++) {
+        if (!ht_tokenizer_is_special(tokenizer, (int32_t)id)) continue;
+        if (only >= 0) return -1;
+        only = id;
+    }
+    if (only < 0 || only >= vocab_size) return -1;
+    for (size_t i = 0; i < sizeof others / sizeof *others; i++)
+        if (strcmp(ht_tokenizer_token(tokenizer, (int32_t)only), others[i]) == 0) return -1;
+    return only;
+}
+
 enum ht_status ht_session_open(struct ht_session *s, const struct ht_session_options *o)
 {
     *s = (struct ht_session){ 0 };
@@ -22,6 +47,7 @@ enum ht_status ht_session_open(struct ht_session *s, const struct ht_session_opt
     HT_TRY(ht_state_create(&s->state, s->model, s->context));
     const char *tokenizer = o->tokenizer ? o->tokenizer : ht_weights_tokenizer_path(s->weights);
     if (tokenizer) HT_TRY(ht_tokenizer_load(&s->tokenizer, tokenizer));
+    s->eos_id = ht_session_find_eos(s->weights, s->tokenizer);
     return HT_OK;
 }
 

@@ -15,6 +15,7 @@ struct ht_session {
     struct ht_decoder *decoder;
     struct ht_state *state;
     int64_t context; // tokens that the state holds
+    int64_t eos_id;  // where a text ends; -1 when not known
 };
 
 struct ht_session_options {
@@ -29,5 +30,10 @@ struct ht_session_options {
 /* The address must stay: parts point at each other. Free it after a failure too. */
 enum ht_status ht_session_open(struct ht_session *s, const struct ht_session_options *o);
 void ht_session_close(struct ht_session *s);
+
+/* The token that ends a text: the folder's eos_token_id; else, as in this project's own run folders,
+ * the tokenizer's special token of a usual name (<|end_of_text|>, <|endoftext|>, </s>, <eos>, [EOS]),
+ * or its only special token. -1 when none of that tells. tokenizer may be NULL. */
+int64_t ht_session_find_eos(const struct ht_weights *weights, const struct ht_tokenizer *tokenizer);
 
 #endif

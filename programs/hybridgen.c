@@ -172,7 +172,6 @@ static enum ht_status emit(const struct arguments *a, struct ht_token_decoder *d
 
 static enum ht_status generate(struct ht_session *s, const struct arguments *a)
 {
-    const int64_t eos = ht_weights_eos_id(s->weights);
     const int64_t vocab_size = s->model->cfg.vocab_size;
     struct ht_token_decoder *decoder = NULL;
     struct ht_sampler *sampler = NULL;
@@ -208,7 +207,7 @@ static enum ht_status generate(struct ht_session *s, const struct arguments *a)
     while (!interrupted) {
         int32_t id;
         HT_TRY_GOTO(st, done, ht_sampler_pick(sampler, logits, prompt.n + made, &id));
-        if (id == eos && !a->ignore_eos) break;
+        if (id == s->eos_id && !a->ignore_eos) break;
         ht_sampler_accept(sampler, id);
         HT_TRY_GOTO(st, done, emit(a, decoder, id));
         if (++made == a->n_predict || ht_state_n_tokens(s->state) == s->context) break;
