@@ -3,22 +3,26 @@
 set(HT_WARNINGS -Wall -Wextra -Wshadow -Wconversion -Wvla -Werror)
 
 add_library(ht_flags INTERFACE)
-target_compile_options(ht_flags INTERFACE ${HT_WARNINGS} -fno-math-errno -fno-trapping-math
-                                          -ffp-contract=fast)
+target_compile_options(ht_flags INTERFACE
+  "$<$<COMPILE_LANGUAGE:C>:${HT_WARNINGS}>"
+  "$<$<COMPILE_LANGUAGE:CXX>:-Wall;-Wextra;-Wshadow;-Werror>"
+  "$<$<COMPILE_LANGUAGE:C,CXX>:-fno-math-errno;-fno-trapping-math;-ffp-contract=fast>")
 target_compile_definitions(ht_flags INTERFACE _GNU_SOURCE HT_VERSION="${PROJECT_VERSION}")
 target_include_directories(ht_flags INTERFACE ${CMAKE_SOURCE_DIR})
 target_link_libraries(ht_flags INTERFACE OpenMP::OpenMP_C Threads::Threads m)
 if(HT_SANITIZE)
-  target_compile_options(ht_flags INTERFACE -fsanitize=${HT_SANITIZE} -fno-omit-frame-pointer
-                                            -fno-sanitize-recover=all)
+  target_compile_options(ht_flags INTERFACE
+    "$<$<COMPILE_LANGUAGE:C,CXX>:-fsanitize=${HT_SANITIZE};-fno-omit-frame-pointer;-fno-sanitize-recover=all>")
   target_link_options(ht_flags INTERFACE -fsanitize=${HT_SANITIZE})
 endif()
 
-# ht_add_library(name SOURCES a.c ... [KERNELS k_cpu.c ...] [LINK targets])
-# KERNELS are compiled once per CPU level; HT_ISA_FN(name) gives each copy its own symbol
+# ht_add_library(name SOURCES a.c ... [KERNELS k_cpu.c ...] [LINK targets]
+#                [CUDA a_cuda.cu ...] [CUDA_ONLY b.cu ...] [EMU b_emu.cpp ...])
+# CUDA files are compiled by nvcc where there is one, and as C++ into the library's twin for the
+# tests (cmake/Cuda.cmake); CUDA_ONLY are left out of the twin, EMU take their place. KERNELS are compiled once per CPU level; HT_ISA_FN(name) gives each copy its own symbol
 # (core/base/isa.h) and a table picks one at run time.
 function(ht_add_library name)
-  cmake_parse_arguments(A "" "" "SOURCES;KERNELS;LINK" ${ARGN})
+  cmake_parse_arguments(A "" "" "SOURCES;KERNELS;LINK;CUDA;CUDA_ONLY;EMU" ${ARGN})
   set(objects "")
   if(A_KERNELS)
     set(levels plain)
@@ -40,6 +44,13 @@ function(ht_add_library name)
   endif()
   add_library(${name} STATIC ${A_SOURCES} ${objects})
   target_link_libraries(${name} PUBLIC ht_flags ${A_LINK})
+  if(HT_CUDA_FOUND AND (A_CUDA OR A_CUDA_ONLY))
+    ht_add_cuda_sources(${name} ${A_CUDA} ${A_CUDA_ONLY})
+  endif()
+  if(HT_EMU)
+    ht_add_emu_twin(${name} SOURCES ${A_SOURCES} ${objects} CUDA ${A_CUDA} EMU ${A_EMU}
+                    LINK ${A_LINK})
+  endif()
 endfunction()
 
 # ht_add_program(name SOURCE LINK targets): lands in build/bin and is installed.

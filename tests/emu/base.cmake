@@ -1,0 +1,13 @@
+# The emulation itself: its constructs, and the mistakes that it must find. Not for a GPU.
+if(HT_EMU)
+  ht_add_emu_twin(ht_probe SOURCES "" CUDA emu_probe.cu LINK ht_base)
+  set_property(TARGET ht_emu_probe PROPERTY LINKER_LANGUAGE CXX)
+  add_executable(test_emu test_emu.c gpu_case.c)
+  target_link_libraries(test_emu PRIVATE ht_emu_probe ht_emu_base ht_flags PkgConfig::CHECK)
+  set_target_properties(test_emu PROPERTIES RUNTIME_OUTPUT_DIRECTORY ${CMAKE_BINARY_DIR}/tests)
+  foreach(order forward reverse)
+    add_test(NAME test_emu_${order} COMMAND test_emu)
+    set_tests_properties(test_emu_${order} PROPERTIES LABELS emu TIMEOUT 120
+                         ENVIRONMENT "CK_FORK=no;HT_EMU_ORDER=${order}")
+  endforeach()
+endif()
