@@ -69,6 +69,7 @@ struct emulator {
     void *host_fake_stack;
     const void *host_stack;
     size_t host_stack_bytes;
+    bool from_host;             // the last switch
     std::vector<fiber *> ready; // a ring
     size_t ready_head, ready_count;
     int n_threads, n_warps, n_done;
@@ -80,7 +81,16 @@ struct emulator {
     barrier barriers[16];
     int votes[16]; // of the barrier's last completion
     collective slots[EMU_WARPS][4];
+    ~emulator();
 } e;
+
+emulator::~emulator()
+{
+    for (fiber *f : fibers) {
+        munmap(f->stack - 4096, kStackBytes + 4096);
+        delete f;
+    }
+}
 
 void push_ready(fiber *f)
 {
@@ -98,13 +108,13 @@ fiber *pop_ready()
 
 /* ---- switching ---- */
 
-void enter_from([[maybe_unused]] void *fake_stack, [[maybe_unused]] bool from_host)
+void enter_from([[maybe_unused]] void *fake_stack)
 {
 #if EMU_ASAN
     const void *bottom;
     size_t bytes;
     __sanitizer_finish_switch_fiber(fake_stack, &bottom, &bytes);
-    if (from_host) e.host_stack = bottom, e.host_stack_bytes = bytes;
+    if (e.from_host) e.host_stack = bottom, e.host_stack_bytes = bytes;
 #endif
 }
 
@@ -114,10 +124,11 @@ void switch_to(fiber *to)
     fiber *from = e.current;
 
     if (from == to) return;
+    e.from_host = !from;
     e.current = to;
     ht_emu_self = to ? &to->thread : nullptr;
     if (_setjmp(from ? from->at : e.host) != 0) {
-        enter_from(from ? from->fake_stack : e.host_fake_stack, false);
+        enter_from(from ? from->fake_stack : e.host_fake_stack);
         return;
     }
 #if EMU_ASAN
@@ -134,7 +145,7 @@ void switch_to(fiber *to)
 
 void fiber_main()
 {
-    enter_from(nullptr, e.n_done == 0 && !e.abandoned);
+    enter_from(nullptr);
     for (;;) {
         fiber *self = e.current;
         e.body(e.context);
