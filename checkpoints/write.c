@@ -29,6 +29,11 @@ struct sink {
 
 /* ---- a full disk ---- */
 
+static bool is_full(int code)
+{
+    return code == ENOSPC || code == EDQUOT;
+}
+
 static enum ht_status full_disk(const struct ht_ckpt_job *j, const char *path, int code,
                                 int64_t needed)
 {
@@ -81,7 +86,7 @@ static enum ht_status write_all(struct sink *s, const char *data, size_t n)
     while (n > 0) {
         const ssize_t w = pwrite(s->fd, data, n, s->at);
         if (w < 0 && errno == EINTR) continue;
-        if (w < 0 && (errno == ENOSPC || errno == EDQUOT)) {
+        if (w < 0 && is_full(errno)) {
             if (!s->job->options->on_full_pause)
                 return full_disk(s->job, s->path, errno, (int64_t)n);
             wait_for_space(s->job, s->path, n_waited++);
@@ -131,7 +136,11 @@ static enum ht_status sink_open(struct sink *s, struct ht_ckpt_job *j, const cha
     s->buffer = malloc(BUFFER_BYTES);
     if (!s->buffer) return HT_FAIL(HT_ERR_MEMORY, "%s: no memory to write it", s->path);
     HT_TRY(ht_hasher_create(&s->hasher));
-    s->fd = open(s->path, O_WRONLY | O_CREAT | O_EXCL | O_CLOEXEC, 0666);
+    for (int64_t n = 0;; n++) {
+        s->fd = open(s->path, O_WRONLY | O_CREAT | O_EXCL | O_CLOEXEC, 0666);
+        if (s->fd >= 0 || !is_full(errno) || !j->options->on_full_pause) break;
+        wait_for_space(j, s->path, n);
+    }
     if (s->fd < 0) return HT_FAIL(HT_ERR_IO, "%s: %s", s->path, strerror(errno));
     ht_ckpt_crash_point(j, "open");
     return HT_OK;
@@ -260,10 +269,11 @@ static enum ht_status write_small_files(struct ht_ckpt_job *j)
 
 static enum ht_status make_tmp(struct ht_ckpt_job *j)
 {
-    if (mkdir(j->tmp, 0777) != 0 && errno != EEXIST)
-        return errno == ENOSPC || errno == EDQUOT
-                   ? full_disk(j, j->tmp, errno, j->total_bytes)
-                   : HT_FAIL(HT_ERR_IO, "%s: mkdir: %s", j->tmp, strerror(errno));
+    for (int64_t n = 0; mkdir(j->tmp, 0777) != 0 && errno != EEXIST; n++) {
+        if (!is_full(errno)) return HT_FAIL(HT_ERR_IO, "%s: mkdir: %s", j->tmp, strerror(errno));
+        if (!j->options->on_full_pause) return full_disk(j, j->tmp, errno, j->total_bytes);
+        wait_for_space(j, j->tmp, n);
+    }
     if (j->rank != 0) return HT_OK;
     // the lock says that the writer lives; it goes with the process, whatever happens
     j->lock_fd = open(j->tmp, O_RDONLY | O_DIRECTORY | O_CLOEXEC);

@@ -15,6 +15,7 @@
 #include <stdio.h>
 #include <string.h>
 #include <sys/stat.h>
+#include <sys/statvfs.h>
 #include <sys/syscall.h>
 #include <sys/types.h>
 #include <unistd.h>
@@ -81,6 +82,7 @@ int open(const char *path, int flags, ...)
     const mode_t mode = flags & (O_CREAT | O_TMPFILE) ? va_arg(ap, mode_t) : 0;
     va_end(ap);
     if (path_due(FAILSHIM_OPEN, path)) return failed();
+    if (flags & O_CREAT && path_due(FAILSHIM_CREATE, path)) return failed();
     return (int)syscall(SYS_openat, AT_FDCWD, path, flags, mode);
 }
 
@@ -160,6 +162,18 @@ DIR *opendir(const char *path)
     void *p = dlsym(RTLD_NEXT, "opendir");
     memcpy(&real, &p, sizeof real);
     return real(path);
+}
+
+int statvfs(const char *path, struct statvfs *out)
+{
+    int (*real)(const char *, struct statvfs *);
+
+    const bool hit = path_due(FAILSHIM_STATVFS, path);
+    void *p = dlsym(RTLD_NEXT, "statvfs");
+    memcpy(&real, &p, sizeof real);
+    const int rc = real(path, out);
+    if (hit) out->f_bavail = out->f_bfree = 0;
+    return rc;
 }
 
 /* ---- memory: glibc's own entries, so that nothing here allocates ---- */

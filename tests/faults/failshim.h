@@ -7,15 +7,17 @@
 #define HT_TESTS_FAILSHIM_H
 
 enum failshim_kind {
-    FAILSHIM_OPEN,  // open for writing or reading
-    FAILSHIM_READ,  // read, pread
-    FAILSHIM_WRITE, // write, pwrite
+    FAILSHIM_OPEN,   // open for writing or reading
+    FAILSHIM_CREATE, // open with O_CREAT
+    FAILSHIM_READ,   // read, pread
+    FAILSHIM_WRITE,  // write, pwrite
     FAILSHIM_FSYNC,
     FAILSHIM_RENAME, // rename, renameat2
     FAILSHIM_MKDIR,
     FAILSHIM_UNLINK, // unlink, remove
     FAILSHIM_OPENDIR,
-    FAILSHIM_ALLOC, // malloc, calloc, realloc, strdup
+    FAILSHIM_STATVFS, // says that nothing is free, whatever the code
+    FAILSHIM_ALLOC,   // malloc, calloc, realloc, strdup
     FAILSHIM_KINDS
 };
 

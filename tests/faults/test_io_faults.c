@@ -1,6 +1,6 @@
 /* tests/faults/test_io_faults.c: every n-th write, read, fsync, rename, open, mkdir, unlink and
  * allocation of a save and of a load fails once. What happened is said, and an earlier checkpoint
- * stays whole. */
+ * stays whole. A full disk is waited out where the recipe says so. */
 #include <check.h>
 #include <dlfcn.h>
 #include <errno.h>
@@ -81,6 +81,8 @@ static bool was_said(void)
     return more;
 }
 
+static bool on_full_pause;
+
 static enum ht_status make_writer(struct ht_ckpt_writer **w)
 {
     const struct ht_zero_slice slice = { 0, c.list.n_total, 0 };
@@ -90,6 +92,7 @@ static enum ht_status make_writer(struct ht_ckpt_writer **w)
                                               .n_slices = 1,
                                               .shard_size = c.list.n_total,
                                               .keep_last = 2,
+                                              .on_full_pause = on_full_pause,
                                               .log = &log_to };
     return ht_ckpt_writer_create(w, NULL, &o);
 }
@@ -156,6 +159,68 @@ START_TEST(save)
 }
 END_TEST
 
+static const struct fault fulls[] = {
+    { "write ENOSPC", FAILSHIM_WRITE, ENOSPC, true, 8 },
+    { "write EDQUOT", FAILSHIM_WRITE, EDQUOT, true, 8 },
+    { "create ENOSPC", FAILSHIM_CREATE, ENOSPC, true, 6 },
+    { "mkdir ENOSPC", FAILSHIM_MKDIR, ENOSPC, true, 1 },
+    { "statvfs says full", FAILSHIM_STATVFS, 0, true, 1 },
+};
+enum { N_FULLS = sizeof fulls / sizeof *fulls };
+
+/* The text of the log from byte `at` on. */
+static const char *said_since(long at)
+{
+    static char text[4096];
+    fseek(said, at, SEEK_SET);
+    text[fread(text, 1, sizeof text - 1, said)] = '\0';
+    fseek(said, 0, SEEK_END);
+    return text;
+}
+
+/* checkpoint.on_full: the same full disk ends a save with "stop" and is waited out with "pause". */
+START_TEST(wait_for_space)
+{
+    const struct fault *f = &fulls[_i];
+    static const int calls[] = { 1, 5 }; // each costs the second that a pause lasts
+    struct ht_ckpt_writer *w;
+    int64_t step = 1;
+    int n_waited = 0;
+
+    ck_assert_int_eq(ckpt_save_as(&c, 1, false, step, 2, 0), HT_OK);
+    for (size_t i = 0; i < sizeof calls / sizeof *calls && calls[i] <= f->min_calls; i++) {
+        on_full_pause = false;
+        ck_assert_msg(make_writer(&w) == HT_OK, "%s", ht_error_message());
+        arm(f->kind, calls[i], f->code, c.dir);
+        const enum ht_status stopped = ckpt_save(w, &c, step + 1);
+        disarm();
+        ht_ckpt_writer_free(w);
+        ck_assert_msg(stopped != HT_OK, "%s, call %d: on_full = \"stop\" went on", f->name,
+                      calls[i]);
+        ck_assert_int_eq(all_whole(step), step);
+
+        on_full_pause = true;
+        ck_assert_msg(make_writer(&w) == HT_OK, "%s", ht_error_message());
+        fseek(said, 0, SEEK_END);
+        const long at = ftell(said);
+        arm(f->kind, calls[i], f->code, c.dir);
+        const enum ht_status st = ckpt_save(w, &c, step + 1);
+        const int seen = disarm();
+        ck_assert_msg(st == HT_OK, "%s, call %d: %s", f->name, calls[i], ht_error_message());
+        ht_ckpt_writer_free(w);
+        ck_assert_int_ge(seen, calls[i]);
+        ck_assert_int_eq(all_whole(step + 1), step + 1);
+        ck_assert_msg(strstr(said_since(at), "disk full") && strstr(said_since(at), "waiting"),
+                      "%s, call %d: waited in silence: %s", f->name, calls[i], said_since(at));
+        step++;
+        n_waited++;
+    }
+    on_full_pause = false;
+    printf("pause, %s: %d full disks waited out\n", f->name, n_waited);
+    ck_assert_int_gt(n_waited, 0);
+}
+END_TEST
+
 START_TEST(load)
 {
     const struct fault *f = &faults[_i];
@@ -215,6 +280,7 @@ int main(int argc, char **argv)
     tcase_add_checked_fixture(t, setup, teardown);
     tcase_add_loop_test(t, save, 0, N_FAULTS);
     tcase_add_loop_test(t, load, 0, N_FAULTS);
+    tcase_add_loop_test(t, wait_for_space, 0, N_FULLS);
     suite_add_tcase(s, t);
     SRunner *r = srunner_create(s);
     srunner_run_all(r, CK_ENV);
