@@ -23,6 +23,25 @@ says 99999
 expect 2 gen --prompt x --top-p 7
 says top-p
 
+# the end of a text: a model of short documents ends where they end, and goes on only when asked to
+for _ in $(seq 3000); do echo '{"text": "for (;;)"}'; done >short.jsonl
+expect 0 "$bin/hybriddata" tokenize --tokenizer tokenizer.json --eos '<|end|>' --field text --out short.h5 short.jsonl
+expect 0 train 1 short data.train=short.h5 data.eval=short.h5 train.steps=60 data.pack_leak=true
+short() { "$bin/hybridgen" --model runs/short --prompt 'for (' --temperature 0 --n-predict 40 "$@"; }
+expect 0 short
+[ "$(cat out)" = ';;)' ] || fail "';;)' and no more expected: $(cat out)"
+expect 0 short --print-ids
+n=$(wc -w <out)
+[ "$n" -lt 40 ] || fail "generation went on after the end: $(cat out)"
+expect 0 short --print-ids --ignore-eos
+[ "$(wc -w <out)" -eq 40 ] || fail "40 ids expected with --ignore-eos: $(cat out)"
+grep -qF '"<|end|>"' tokenizer.json || fail "no <|end|> in tokenizer.json"
+end_id=$(cut -d' ' -f$((n + 1)) out)
+grep -qE "\"id\": *$end_id,|\"<\|end\|>\": *$end_id" tokenizer.json || fail "id $end_id is not <|end|>"
+expect 0 "$bin/hybridgen" --model runs/short/checkpoints/step-00000060 --tokenizer tokenizer.json --prompt 'for (' \
+    --temperature 0 --n-predict 40
+[ "$(cat out)" = ';;)' ] || fail "a checkpoint folder: ';;)' expected: $(cat out)"
+
 # a Hugging Face folder, without a tokenizer
 hf=$source_dir/tests/golden/hf/bamba
 expect 0 "$bin/hybridgen" --model "$hf" --ids 5,6,7 --print-ids --temperature 0 --n-predict 4 --ignore-eos

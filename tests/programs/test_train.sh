@@ -20,6 +20,27 @@ for ranks in 2 4; do
         fail "$ranks ranks: another curve"
 done
 
+# zero_stage 0: every rank holds the whole optimiser state; the same weights as with it sharded, up to rounding, and
+# a checkpoint of either goes on with the other
+last=checkpoints/step-00000012
+expect 0 train 1 whole0 train.steps=12 checkpoint.every_steps=4 parallel.zero_stage=0
+expect 0 "$tests/ckpt_diff" runs/whole/$last runs/whole0/$last
+for ranks in 2 4; do
+    expect 0 train $ranks stage0 train.steps=12 checkpoint.every_steps=4 parallel.zero_stage=0
+    expect 0 "$tests/ckpt_diff" --close 1e-5 runs/ranks$ranks/$last runs/stage0/$last
+    rm -r runs/stage0/$last runs/ranks$ranks/$last
+    expect 0 train $ranks stage0 train.steps=12 checkpoint.every_steps=4
+    says "step-00000008"
+    expect 0 train 2 ranks$ranks train.steps=12 checkpoint.every_steps=4 parallel.zero_stage=0
+    says "step-00000008"
+    expect 0 "$tests/ckpt_diff" --close 1e-5 runs/whole/$last runs/stage0/$last
+    expect 0 "$tests/ckpt_diff" --close 1e-5 runs/whole/$last runs/ranks$ranks/$last
+    expect 1 "$tests/ckpt_diff" --close 1e-5 runs/whole/checkpoints/step-00000008 runs/stage0/$last
+    rm -r runs/stage0
+done
+expect 1 train 2 stage2 parallel.zero_stage=2
+says "zero_stage"
+
 # stopped by SIGUSR1 through mpirun: exit code 75; resumed, also on other rank counts: the same curve
 exec=exec train 1 stopped train.steps=200 checkpoint.every_steps=50 >out 2>&1 &
 job=$!
