@@ -85,7 +85,10 @@ expect 0 train 1 memory train.steps=6 checkpoint.every_steps=3 model.d_model=256
 "$bin/hybridtrain" --plan runs/memory/recipe.cfg --ranks 1 >plan.txt || fail "no plan for a resolved recipe"
 planned=$(awk '$1 == "total" { print $2 }' plan.txt)
 measured=$(grep -o '"memory/peak_bytes": [0-9]*' runs/memory/metrics.jsonl | tail -n 1 | awk '{ print $2 / 1048576 }')
-awk -v p="$planned" -v m="$measured" 'BEGIN { d = p / m - 1; exit !(d < 0.05 && d > -0.05) }' ||
+# (a sanitizer's shadow and red zones are not in the plan: there only that both figures exist)
+slack=0.05
+[ -z "${HT_SANITIZE:-}" ] || slack=10
+awk -v p="$planned" -v m="$measured" -v s=$slack 'BEGIN { d = p / m - 1; exit !(d < s && d > -s) }' ||
     fail "memory: planned $planned MiB, measured $measured MiB"
 
 # NaN: steps are skipped, the run stops with 7 and keeps the last good checkpoint
