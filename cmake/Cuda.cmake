@@ -54,6 +54,8 @@ function(ht_add_cuda_sources name)
   set_target_properties(${name} PROPERTIES
     CUDA_COMPILER_LAUNCHER ${CMAKE_SOURCE_DIR}/cmake/ptxas_log
     CUDA_SEPARABLE_COMPILATION OFF)
+  target_include_directories(${name} PRIVATE ${CUDAToolkit_INCLUDE_DIRS})
+  target_compile_definitions(${name} PRIVATE HT_CUDA_LIBRARY_DIR="${CUDAToolkit_LIBRARY_DIR}")
   target_link_libraries(${name} PUBLIC CUDA::cudart_static)
 endfunction()
 

@@ -5,7 +5,7 @@ set(HT_WARNINGS -Wall -Wextra -Wshadow -Wconversion -Wvla -Werror)
 add_library(ht_flags INTERFACE)
 target_compile_options(ht_flags INTERFACE
   "$<$<COMPILE_LANGUAGE:C>:${HT_WARNINGS}>"
-  "$<$<COMPILE_LANGUAGE:CXX>:-Wall;-Wextra;-Wshadow;-Werror>"
+  "$<$<COMPILE_LANGUAGE:CXX>:-Wall;-Wextra;-Wshadow;-Wno-unknown-pragmas;-Werror>"
   "$<$<COMPILE_LANGUAGE:C,CXX>:-fno-math-errno;-fno-trapping-math;-ffp-contract=fast>")
 target_compile_definitions(ht_flags INTERFACE _GNU_SOURCE HT_VERSION="${PROJECT_VERSION}")
 target_include_directories(ht_flags INTERFACE ${CMAKE_SOURCE_DIR})

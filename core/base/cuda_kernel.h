@@ -153,16 +153,22 @@ static __device__ __forceinline__ void store_vec(T *p, const float (&v)[kVec<T>]
     *reinterpret_cast<uint4 *>(p) = pack16(v);
 }
 
-/* N elements (a multiple of kVec<T>, or fewer than it: then one by one). */
+/* N elements: in pieces of 16 bytes, as one of 8 bytes (4 bf16), or one by one. p is aligned
+ * accordingly. */
 template <int N, typename T>
 static __device__ __forceinline__ void load_n(float (&out)[N], const T *p)
 {
     if constexpr (N % kVec<T> == 0) {
+#pragma unroll
         for (int i = 0; i < N; i += kVec<T>) {
             float v[kVec<T>];
             load_vec(v, p + i);
             for (int j = 0; j < kVec<T>; j++) out[i + j] = v[j];
         }
+    } else if constexpr (N * sizeof(T) == 8) {
+        const uint2 u = *reinterpret_cast<const uint2 *>(p);
+        out[0] = bf16_lo(u.x), out[1] = bf16_hi(u.x);
+        out[2] = bf16_lo(u.y), out[3] = bf16_hi(u.y);
     } else {
         for (int i = 0; i < N; i++) out[i] = to_f32(p[i]);
     }
@@ -172,21 +178,25 @@ template <int N, typename T>
 static __device__ __forceinline__ void store_n(T *p, const float (&v)[N])
 {
     if constexpr (N % kVec<T> == 0) {
+#pragma unroll
         for (int i = 0; i < N; i += kVec<T>) {
             float w[kVec<T>];
             for (int j = 0; j < kVec<T>; j++) w[j] = v[i + j];
             store_vec(p + i, w);
         }
+    } else if constexpr (N * sizeof(T) == 8) {
+        *reinterpret_cast<uint2 *>(p) = make_uint2(pack_bf16(v[0], v[1]), pack_bf16(v[2], v[3]));
     } else {
         for (int i = 0; i < N; i++) p[i] = from_f32<T>(v[i]);
     }
 }
 
-/* Whether rows of a matrix may be read 16 bytes at a time. Host or device. */
+/* Whether rows of a matrix may be read n_bytes (a power of two) at a time; NULL may. */
 template <typename T>
-static __host__ __device__ inline bool rows_aligned(const T *p, int64_t row_elements)
+static inline bool rows_aligned(const T *p, int64_t row_elements, int n_bytes = 16)
 {
-    return (uintptr_t)p % 16 == 0 && row_elements % kVec<T> == 0;
+    return (uintptr_t)p % (unsigned)n_bytes == 0 &&
+           row_elements * (int64_t)sizeof(T) % n_bytes == 0;
 }
 
 /* ---- sums in a fixed order ---- */
