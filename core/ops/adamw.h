@@ -22,12 +22,21 @@ struct ht_adamw_args {
     const float *grad;                    // (n)
     void *weight;                         // (n) weight_dtype
     enum ht_dtype weight_dtype;
+    const float
+        *clip; // (1) or NULL: a further factor of the gradient; not finite: no change at all
 };
 
 enum ht_status ht_adamw_step(struct ht_backend *be, const struct ht_adamw_args *a);
 
 /* Sum of squares of n fp32 values: fp64, fixed order (blocks of 4096), independent of thread count.
- * NaN and infinity come through. */
+ * NaN and infinity come through. out is memory of the backend, like x. */
 enum ht_status ht_sum_squares(struct ht_backend *be, double *out, const float *x, int64_t n);
+
+/* The factor for ht_adamw_step that limits the gradient's norm, without waiting for a device:
+ *   norm = grad_scale * sqrt(squares[0])
+ *   clip[0] = max_norm / norm when 0 < max_norm < norm, else 1; NaN when norm is not finite
+ */
+enum ht_status ht_clip_factor(struct ht_backend *be, float *clip, const double *squares,
+                              double grad_scale, double max_norm);
 
 #endif

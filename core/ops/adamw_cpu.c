@@ -62,8 +62,10 @@ enum ht_status HT_ISA_FN(ht_adamw_step_cpu)(struct ht_backend *be, const struct 
 {
     const double c1 = 1.0 - pow((double)a->beta1, (double)a->step);
     const double c2 = 1.0 - pow((double)a->beta2, (double)a->step);
+    const float scale = a->clip ? a->grad_scale * *a->clip : a->grad_scale;
+    if (a->clip && !isfinite(scale)) return HT_OK;
     const struct constants k = {
-        .scale = a->grad_scale,
+        .scale = scale,
         .b1 = a->beta1,
         .b2 = a->beta2,
         .one_b1 = (float)(1.0 - (double)a->beta1),

@@ -2,10 +2,16 @@
 #include "core/ops/core_ops.h"
 
 #include <inttypes.h>
+#include <math.h>
+
+#define ALL_LEVELS(f)                                                                              \
+    {                                                                                              \
+        f, f, f, f                                                                                 \
+    }
 
 static const struct ht_core_ops table[HT_BACKEND_COUNT] = {
     [HT_BACKEND_CPU] = {
-        .gemm = { ht_gemm_cpu, ht_gemm_cpu, ht_gemm_cpu, ht_gemm_cpu },
+        .gemm = ALL_LEVELS(ht_gemm_cpu),
         .gemv = HT_ISA_ROW(ht_gemv_cpu),
         .widen = HT_ISA_ROW(ht_widen_cpu),
         .narrow = HT_ISA_ROW(ht_narrow_cpu),
@@ -18,7 +24,25 @@ static const struct ht_core_ops table[HT_BACKEND_COUNT] = {
         .softmax_ce = HT_ISA_ROW(ht_softmax_ce_cpu),
         .adamw_step = HT_ISA_ROW(ht_adamw_step_cpu),
         .sum_squares = HT_ISA_ROW(ht_sum_squares_cpu),
+        .linear_ce = ALL_LEVELS(ht_linear_ce_cpu),
+        .clip_factor = ALL_LEVELS(ht_clip_factor_cpu),
     },
+#ifdef HT_WITH_CUDA
+    [HT_BACKEND_CUDA] = {
+        .gemm = ALL_LEVELS(ht_gemm_cuda),
+        .embedding_forward = ALL_LEVELS(ht_embedding_forward_cuda),
+        .embedding_backward = ALL_LEVELS(ht_embedding_backward_cuda),
+        .rmsnorm_forward = ALL_LEVELS(ht_rmsnorm_forward_cuda),
+        .rmsnorm_backward = ALL_LEVELS(ht_rmsnorm_backward_cuda),
+        .swiglu_forward = ALL_LEVELS(ht_swiglu_forward_cuda),
+        .swiglu_backward = ALL_LEVELS(ht_swiglu_backward_cuda),
+        .softmax_ce = ALL_LEVELS(ht_softmax_ce_cuda),
+        .adamw_step = ALL_LEVELS(ht_adamw_step_cuda),
+        .sum_squares = ALL_LEVELS(ht_sum_squares_cuda),
+        .linear_ce = ALL_LEVELS(ht_linear_ce_cuda),
+        .clip_factor = ALL_LEVELS(ht_clip_factor_cuda),
+    },
+#endif
 };
 
 const struct ht_core_ops *ht_core_ops_get(enum ht_backend_kind kind)
@@ -99,10 +123,12 @@ enum ht_status ht_gemm(struct ht_backend *be, const struct ht_gemm_args *a)
 
 /* ---- embedding ---- */
 
-static enum ht_status embedding_check(const struct ht_embedding_args *a)
+static enum ht_status embedding_check(const struct ht_backend *be,
+                                      const struct ht_embedding_args *a)
 {
     HT_TRY(check_sizes("embedding", "n_tokens", a->n_tokens, "d_model", a->d_model));
     HT_TRY(ht_ops_check_ptr("embedding", "ids", a->ids, a->n_tokens));
+    if (be->kind != HT_BACKEND_CPU) return HT_OK; // the ids are not in host memory
     for (int64_t t = 0; t < a->n_tokens; t++)
         if (a->ids[t] < 0 || a->ids[t] >= a->vocab_size)
             return HT_FAIL(HT_ERR_ARG,
@@ -117,7 +143,7 @@ enum ht_status ht_embedding_forward(struct ht_backend *be, const struct ht_embed
     const int64_t n = a->n_tokens * a->d_model;
 
     HT_TRY(ht_ops_row(&ops, be, "embedding"));
-    HT_TRY(embedding_check(a));
+    HT_TRY(embedding_check(be, a));
     HT_TRY(ht_ops_check_dtype("embedding", a->dtype));
     HT_TRY(ht_ops_check_ptr("embedding", "weight", a->weight, n));
     HT_TRY(ht_ops_check_ptr("embedding", "residual", a->residual, n));
@@ -130,7 +156,7 @@ enum ht_status ht_embedding_backward(struct ht_backend *be, const struct ht_embe
     const int64_t n = a->n_tokens * a->d_model;
 
     HT_TRY(ht_ops_row(&ops, be, "embedding"));
-    HT_TRY(embedding_check(a));
+    HT_TRY(embedding_check(be, a));
     HT_TRY(ht_ops_check_ptr("embedding", "grad_residual", a->grad_residual, n));
     HT_TRY(ht_ops_check_ptr("embedding", "grad_weight", a->grad_weight, n));
     return n == 0 ? HT_OK : ops->embedding_backward[be->isa](be, a);
@@ -180,6 +206,12 @@ enum ht_status ht_rmsnorm_backward(struct ht_backend *be, const struct ht_rmsnor
         return HT_FAIL(HT_ERR_ARG, "rmsnorm: a gradient is written over grad_y or r_out; "
                                    "only grad_r_in may equal grad_r_out");
     return n == 0 ? HT_OK : ops->rmsnorm_backward[be->isa](be, a);
+}
+
+size_t ht_rmsnorm_scratch_bytes(int64_t n_rows, int64_t d_model)
+{
+    const int64_t strips = n_rows < 256 ? n_rows : 256; // kStrips of rmsnorm_cuda.cu
+    return ht_arena_bytes((size_t)(strips * d_model) * sizeof(float));
 }
 
 /* ---- SwiGLU ---- */
@@ -241,9 +273,32 @@ enum ht_status ht_sum_squares(struct ht_backend *be, double *out, const float *x
 {
     const struct ht_core_ops *ops;
 
-    *out = 0.0;
     HT_TRY(ht_ops_row(&ops, be, "sum_squares"));
     if (n < 0) return HT_FAIL(HT_ERR_ARG, "sum_squares: n is %" PRId64 "; it must be >= 0", n);
     HT_TRY(ht_ops_check_ptr("sum_squares", "x", x, n));
-    return n == 0 ? HT_OK : ops->sum_squares[be->isa](be, out, x, n);
+    return n == 0 ? ht_backend_zero(be, out, sizeof *out)
+                  : ops->sum_squares[be->isa](be, out, x, n);
+}
+
+enum ht_status ht_clip_factor_cpu(struct ht_backend *be, float *clip, const double *squares,
+                                  double grad_scale, double max_norm)
+{
+    const double norm = sqrt(*squares) * grad_scale;
+
+    (void)be;
+    *clip = !isfinite(norm)                     ? NAN
+            : max_norm > 0.0 && norm > max_norm ? (float)(max_norm / norm)
+                                                : 1.0f;
+    return HT_OK;
+}
+
+enum ht_status ht_clip_factor(struct ht_backend *be, float *clip, const double *squares,
+                              double grad_scale, double max_norm)
+{
+    const struct ht_core_ops *ops;
+
+    HT_TRY(ht_ops_row(&ops, be, "clip_factor"));
+    HT_TRY(ht_ops_check_ptr("clip_factor", "clip", clip, 1));
+    HT_TRY(ht_ops_check_ptr("clip_factor", "squares", squares, 1));
+    return ops->clip_factor[be->isa](be, clip, squares, grad_scale, max_norm);
 }

@@ -6,6 +6,8 @@
 #ifndef HT_OPS_CORE_OPS_H
 #define HT_OPS_CORE_OPS_H
 
+#include <stddef.h>
+
 #include "core/base/backend.h"
 #include "core/ops/adamw.h"
 #include "core/ops/embedding.h"
@@ -39,6 +41,9 @@ struct ht_softmax_ce_args {
     const int32_t *labels; // (n_rows)
     double *lse, *logprob; // (n_rows) written
 };
+typedef enum ht_status ht_linear_ce_fn(struct ht_backend *be, struct ht_linear_ce_args *a);
+typedef enum ht_status ht_clip_factor_fn(struct ht_backend *be, float *clip, const double *squares,
+                                         double grad_scale, double max_norm);
 typedef enum ht_status ht_softmax_ce_fn(struct ht_backend *be, const struct ht_softmax_ce_args *a);
 
 /* A tile of a bf16 matrix and its dense fp32 copy: ht_widen_cpu fills the copy; ht_narrow_cpu sets
@@ -60,6 +65,10 @@ enum { HT_GEMV_MAX_M_BF16 = 32, HT_GEMV_MAX_M_F32 = 16 };
 /* gemm_cpu.c: through oneDNN; small m goes to the level's gemv. */
 ht_gemm_fn ht_gemm_cpu;
 
+/* loss.c; core_ops.c */
+ht_linear_ce_fn ht_linear_ce_cpu;
+ht_clip_factor_fn ht_clip_factor_cpu;
+
 /* gemm_onednn.c: checked arguments, k > 0. */
 ht_gemm_fn ht_gemm_onednn;
 
@@ -79,17 +88,36 @@ HT_ISA_DECLARE(ht_softmax_ce_fn, ht_softmax_ce_cpu);
 HT_ISA_DECLARE(ht_adamw_fn, ht_adamw_step_cpu);
 HT_ISA_DECLARE(ht_sum_squares_fn, ht_sum_squares_cpu);
 
-/* A row of the table: one column per operation, one cell per CPU level. */
+/* *_cuda.cu: arguments as above, in device memory; nothing waits. */
+ht_gemm_fn ht_gemm_cuda;
+ht_embedding_fn ht_embedding_forward_cuda, ht_embedding_backward_cuda;
+ht_rmsnorm_fn ht_rmsnorm_forward_cuda, ht_rmsnorm_backward_cuda;
+ht_swiglu_fn ht_swiglu_forward_cuda, ht_swiglu_backward_cuda;
+ht_softmax_ce_fn ht_softmax_ce_cuda;
+ht_linear_ce_fn ht_linear_ce_cuda;
+ht_adamw_fn ht_adamw_step_cuda;
+ht_sum_squares_fn ht_sum_squares_cuda;
+ht_clip_factor_fn ht_clip_factor_cuda;
+
+/* A row of the table: one column per operation, one cell per CPU level (the same function in all of
+ * them on CUDA). */
 struct ht_core_ops {
-    ht_gemm_fn *gemm[HT_ISA_COUNT], *gemv[HT_ISA_COUNT];
-    ht_tile_fn *widen[HT_ISA_COUNT], *narrow[HT_ISA_COUNT];
+    ht_gemm_fn *gemm[HT_ISA_COUNT];
     ht_embedding_fn *embedding_forward[HT_ISA_COUNT], *embedding_backward[HT_ISA_COUNT];
     ht_rmsnorm_fn *rmsnorm_forward[HT_ISA_COUNT], *rmsnorm_backward[HT_ISA_COUNT];
     ht_swiglu_fn *swiglu_forward[HT_ISA_COUNT], *swiglu_backward[HT_ISA_COUNT];
     ht_softmax_ce_fn *softmax_ce[HT_ISA_COUNT];
+    ht_linear_ce_fn *linear_ce[HT_ISA_COUNT];
     ht_adamw_fn *adamw_step[HT_ISA_COUNT];
     ht_sum_squares_fn *sum_squares[HT_ISA_COUNT];
+    ht_clip_factor_fn *clip_factor[HT_ISA_COUNT];
+    // parts of the CPU's products; empty elsewhere
+    ht_gemm_fn *gemv[HT_ISA_COUNT];
+    ht_tile_fn *widen[HT_ISA_COUNT], *narrow[HT_ISA_COUNT];
 };
+
+/* The columns before gemv: what every backend has. */
+enum { HT_CORE_OPS_COMMON = offsetof(struct ht_core_ops, gemv) / sizeof(ht_gemm_fn *) };
 
 /* The row of a backend, or NULL where this build has none. */
 const struct ht_core_ops *ht_core_ops_get(enum ht_backend_kind kind);

@@ -23,7 +23,8 @@ struct ht_embedding_args {
     float *grad_weight;         // (vocab_size, d_model)        backward: added to
 };
 
-/* HT_ERR_ARG: an id outside 0..vocab_size-1 (names position and id). */
+/* HT_ERR_ARG: an id outside 0..vocab_size-1 (names position and id); on CUDA such a token gets NaN
+ * (forward) and nothing is added (backward). */
 enum ht_status ht_embedding_forward(struct ht_backend *be, const struct ht_embedding_args *a);
 enum ht_status ht_embedding_backward(struct ht_backend *be, const struct ht_embedding_args *a);
 

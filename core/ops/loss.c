@@ -55,7 +55,7 @@ size_t ht_linear_ce_scratch_bytes(int64_t n_tokens, int64_t d_model, int64_t voc
            2 * ht_arena_bytes((size_t)rows * sizeof(double)) + most;
 }
 
-static enum ht_status check(const struct ht_linear_ce_args *a)
+static enum ht_status check(const struct ht_backend *be, const struct ht_linear_ce_args *a)
 {
     const char *op = "linear_ce";
 
@@ -73,6 +73,7 @@ static enum ht_status check(const struct ht_linear_ce_args *a)
     if (!(a->logit_scale > 0.0f))
         return HT_FAIL(HT_ERR_ARG, "linear_ce: logit_scale is %g; it must be > 0",
                        (double)a->logit_scale);
+    if (be->kind != HT_BACKEND_CPU) return HT_OK; // the labels are not in host memory
     for (int64_t t = 0; t < a->n_tokens; t++)
         if (a->labels[t] >= a->vocab_size)
             return HT_FAIL(HT_ERR_ARG,
@@ -181,16 +182,23 @@ static enum ht_status block(struct ht_backend *be, const struct ht_core_ops *ops
 
 enum ht_status ht_linear_ce(struct ht_backend *be, struct ht_linear_ce_args *a)
 {
-    enum ht_status st = HT_OK;
     const struct ht_core_ops *ops;
-    const size_t mark = ht_arena_mark(&be->scratch);
-    void *logits, *lse, *logprob;
 
     a->loss_sum = a->z_sum = 0.0;
     a->n_counted = 0;
     HT_TRY(ht_ops_row(&ops, be, "linear_ce"));
-    HT_TRY(check(a));
-    if (a->n_tokens == 0) return HT_OK;
+    HT_TRY(check(be, a));
+    if (a->n_tokens == 0)
+        return a->sums ? ht_backend_zero(be, a->sums, 3 * sizeof *a->sums) : HT_OK;
+    return ops->linear_ce[be->isa](be, a);
+}
+
+enum ht_status ht_linear_ce_cpu(struct ht_backend *be, struct ht_linear_ce_args *a)
+{
+    enum ht_status st = HT_OK;
+    const struct ht_core_ops *ops = ht_core_ops_get(HT_BACKEND_CPU);
+    const size_t mark = ht_arena_mark(&be->scratch);
+    void *logits, *lse, *logprob;
 
     const int64_t rows = block_rows(a->n_tokens, a->vocab_size);
     const size_t logits_bytes = (size_t)(rows * a->vocab_size) * sizeof(float);
@@ -201,6 +209,11 @@ enum ht_status ht_linear_ce(struct ht_backend *be, struct ht_linear_ce_args *a)
         const int64_t n = a->n_tokens - t < rows ? a->n_tokens - t : rows;
         if (skip_block(a, t, n)) continue;
         HT_TRY_GOTO(st, done, block(be, ops, a, logits, lse, logprob, t, n));
+    }
+    if (a->sums) {
+        a->sums[0] = a->loss_sum;
+        a->sums[1] = a->z_sum;
+        a->sums[2] = (double)a->n_counted;
     }
 done:
     ht_arena_reset(&be->scratch, mark);

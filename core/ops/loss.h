@@ -29,15 +29,17 @@ struct ht_linear_ce_args {
     void *grad_u;          // (n_tokens, d_model), or NULL: no gradients at all
     float *grad_weight;    // (vocab_size, d_model), added to; NULL when grad_u is NULL
     float *logprobs;       // (n_tokens) log p(label), natural; 0 where label < 0; or NULL
-    // results, written
+    double *sums; // (3) loss_sum, z_sum, n_counted, written in memory of the backend; or NULL
+    // results, written (on CUDA with `sums` they stay 0 and nothing waits)
     double loss_sum, z_sum; // natural logarithms
     int64_t n_counted;
 };
 
-/* HT_ERR_ARG: a label >= vocab_size (names position and value). */
+/* HT_ERR_ARG: a label >= vocab_size (names position and value); on CUDA it makes the loss NaN. */
 enum ht_status ht_linear_ce(struct ht_backend *be, struct ht_linear_ce_args *a);
 
-/* Taken from be->scratch during the call. */
+/* Taken from be->scratch during the call. On CUDA more scratch makes larger chunks of tokens, up to
+ * 4096 (then 4 * vocab_size bytes per token), and faster products. */
 size_t ht_linear_ce_scratch_bytes(int64_t n_tokens, int64_t d_model, int64_t vocab_size,
                                   enum ht_dtype dtype);
 

@@ -42,4 +42,7 @@ struct ht_rmsnorm_args {
 enum ht_status ht_rmsnorm_forward(struct ht_backend *be, const struct ht_rmsnorm_args *a);
 enum ht_status ht_rmsnorm_backward(struct ht_backend *be, const struct ht_rmsnorm_args *a);
 
+/* Taken from be->scratch by the backward on CUDA; nothing on the CPU. */
+size_t ht_rmsnorm_scratch_bytes(int64_t n_rows, int64_t d_model);
+
 #endif

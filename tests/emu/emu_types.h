@@ -169,6 +169,9 @@ static inline void __stcg(T *p, T v)
 
 /* ---- mathematics: the fast forms are as exact as the host's library ---- */
 
+using std::isfinite;
+using std::isinf;
+using std::isnan;
 static inline float rsqrtf(float x)
 {
     return 1.0f / sqrtf(x);

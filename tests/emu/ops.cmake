@@ -1,0 +1,7 @@
+# core/ops on the CUDA backend.
+foreach(suite rows loss adamw)
+  ht_add_emu_test(test_${suite}_cuda
+    SOURCES test_${suite}_cuda.c ${CMAKE_SOURCE_DIR}/tests/core/ops/ops_case.c
+            ${CMAKE_SOURCE_DIR}/tests/ref/ops_ref.c
+    LINK ht_ops ht_base)
+endforeach()
