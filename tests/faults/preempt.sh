@@ -34,7 +34,7 @@ RANDOM=$seed
 work=$(mktemp -d "${TMPDIR:-/tmp}/ht-preempt-XXXXXX")
 [ $keep = 1 ] || trap 'rm -rf "$work"' EXIT
 cd "$work"
-job=0
+job=0 n_steps=24
 
 say() { printf '%s\n' "$*"; }
 fail() {
@@ -52,7 +52,7 @@ start() {
     local name=$1 point=$2 program
     shift 2
     program=("$bin/hybridtrain" "$here/kill.cfg" "data.train=$work/kill-data.h5" "data.eval=$work/kill-data.h5"
-        train.out_dir=runs "train.name=$name" train.steps=24 checkpoint.every_steps=6 checkpoint.keep_last=9
+        train.out_dir=runs "train.name=$name" "train.steps=$n_steps" checkpoint.every_steps=6 checkpoint.keep_last=9
         eval.every_steps=8 eval.max_tokens=512)
     if [ -z "$point" ]; then
         mpirun "$@" -n "$ranks" --oversubscribe --bind-to none "${program[@]}" >>output 2>&1 &
@@ -74,6 +74,16 @@ wait_for_pause() { # paused = the rank that has stopped itself
         sleep 0.05
     done
     fail "no pause within 30 s"
+}
+# wait_for_signal NUMBER: it is there, waiting for the paused rank to go on
+wait_for_signal() {
+    local pending
+    for ((i = 0; i < 600; i++)); do
+        pending=$(sed -n 's/^ShdPnd:[[:space:]]*//p' "/proc/$paused/status")
+        [ $((0x${pending:-0} >> ($1 - 1) & 1)) = 0 ] || return 0
+        sleep 0.02
+    done
+    fail "the signal does not reach the rank"
 }
 # The job's exit code; a run that does not end is a failure.
 end_of_job() {
@@ -111,7 +121,7 @@ interrupt() {
     start stopped "$point" "$@"
     wait_for_pause
     if [ "$target" = mpirun ]; then kill "-$signal" "$job"; else kill "-$signal" "$paused"; fi
-    sleep 0.1 # mpirun passes it on
+    wait_for_signal "$(kill -l "$signal")" # mpirun passes it on
     kill -CONT "$paused"
     end_of_job
     [ "$code" = "$want" ] || fail "exit code $code instead of $want"
@@ -167,27 +177,34 @@ resume_to_end 24
 interrupt "end" finish USR1 mpirun 0 "6 12 18 24" "done: 24 steps"
 resume_to_end 24
 
-# mpirun's answer to SIGTERM: SIGCONT to its ranks, SIGTERM T seconds later, SIGKILL T seconds after that, exit code 1.
-# The rank is held until its SIGTERM is there; then it has less than T seconds for its step and the checkpoint.
-phase="step, SIGTERM to mpirun"
+# mpirun's answer to SIGTERM: SIGTERM to its ranks T seconds later, SIGKILL T seconds after that, exit code 1. The run is
+# long enough to be at work for all that time; its next start goes on from where it was stopped.
+phase="at work, SIGTERM to mpirun"
 : >output
-start stopped step:20 --mca odls_base_sigkill_timeout 3
-wait_for_pause
-kill -TERM "$job"
-for ((i = 0; i < 1000; i++)); do
-    kill -STOP "$paused" 2>/dev/null || fail "the rank ended before mpirun passed SIGTERM on"
-    pending=$(sed -n 's/^ShdPnd:[[:space:]]*//p' "/proc/$paused/status")
-    [ $((0x${pending:-0} >> 14 & 1)) = 0 ] || break
-    sleep 0.02
+n_steps=30000
+start stopped "" --mca odls_base_sigkill_timeout 3
+for ((i = 0; i < 600; i++)); do
+    [ ! -s runs/stopped/metrics.jsonl ] || break
+    sleep 0.05
 done
-kill -CONT "$paused"
+kill -TERM "$job"
 end_of_job
 [ "$code" = 1 ] || fail "exit code $code instead of mpirun's 1"
-grep -q 'hybridtrain: stopped on SIGTERM; checkpoint of step .* saved' output || fail "not stopped in time"
+last=$(grep -o 'hybridtrain: stopped on SIGTERM; checkpoint of step .* saved' output) || fail "not stopped in time"
+last=$(echo "$last" | grep -o 'step [0-9]*')
 no_rubbish
-say "$phase: exit code 1, checkpoints: $(steps)"
-last=$(steps)
-resume_to_end "${last##* }"
+say "$phase: exit code 1, checkpoint of $last"
+: >output
+start stopped step
+wait_for_pause
+kill -USR1 "$paused"
+kill -CONT "$paused"
+end_of_job
+[ "$code" = 75 ] || fail "exit code $code instead of 75"
+grep -q "resumed from .*: $last," output || fail "not resumed from $last"
+say "  resumed from $last"
+rm -rf runs/stopped
+n_steps=24
 
 # what a job script does (docs/checkpoints.md): its own SIGTERM becomes SIGUSR1 to mpirun
 phase="job script, SIGTERM"
@@ -202,37 +219,41 @@ exit $code
 EOF
 : >output
 mpirun() { exec bash job.sh "$(type -P mpirun)" "$@"; }
-start stopped ""
+start stopped step:20
 unset -f mpirun
-for ((i = 0; i < 600; i++)); do
-    [ ! -s runs/stopped/metrics.jsonl ] || break
-    sleep 0.05
-done
+paused_pid() { pgrep -r T -f "^$bin/hybridtrain .*data.train=$work/" || true; } # the script's grandchild
+wait_for_pause
 kill -TERM "$job"
+wait_for_signal "$(kill -l USR1)"
+kill -CONT "$paused"
 end_of_job
 [ "$code" = 75 ] || fail "exit code $code instead of 75"
-last=$(steps)
-resume_to_end "${last##* }"
+[ "$(steps)" = "6 10" ] || fail "checkpoints of steps $(steps); expected were 6 10"
+say "$phase: exit code 75, checkpoints: $(steps)"
+resume_to_end 10
 
 for ((n = 1; n <= random; n++)); do
     phase="random signal $n"
     before=$(steps)
     : >output
     start stopped ""
-    sleep "$(printf '0.%03d' $((RANDOM * full_ms / 32768 % 1000)))"
-    [ $((RANDOM % 2)) = 0 ] && target=$job || target=$(rank_pids | shuf -n 1 --random-source=<(yes $RANDOM))
+    ms=$((200 + RANDOM * (full_ms - 300) / 32768)) # the first tenths of a second are mpirun's own
+    sleep "$(printf '%d.%03d' $((ms / 1000)) $((ms % 1000)))"
+    [ $((RANDOM % 2)) = 0 ] && target=$job || target=$(rank_pids | shuf -n 1 --random-source=<(yes "$RANDOM"))
     kill -USR1 "${target:-$job}" 2>/dev/null || true
     end_of_job
     for s in $before; do [[ " $(steps) " == *" $s "* ]] || fail "checkpoint of step $s is gone"; done
     no_rubbish
+    ended=$(grep -o 'stopped on .*\|done: .* steps' output || echo "before there were handlers")
+    say "$phase: after $ms ms, exit code $code, checkpoints: $(steps); $ended"
     case $code in
     0) resume_to_end 24 ;;
-    75) say "$phase: stopped, checkpoints: $(steps)" ;;
-    138) [ ! -s output ] || grep -q 'signal 10' output || fail "ended by the signal" ;; # before there were handlers
+    75) ;;
+    138) ! grep -q 'resumed from\|step' output || fail "ended by the signal" ;;
     *) fail "exit code $code" ;;
     esac
 done
-if [ "$random" -gt 0 ]; then
+if [ -d runs/stopped ]; then
     last=$(steps)
     resume_to_end "${last##* }"
 fi
