@@ -1,0 +1,228 @@
+/* core/ops/quant.c: quantised matrices: the checks that kernels rely on, and the table of kernels.
+ */
+#include "core/ops/quant.h"
+
+#include <inttypes.h>
+#include <stdlib.h>
+#include <string.h>
+
+#include "core/ops/core_ops.h"
+#include "core/ops/quant_impl.h"
+
+static ht_qgemm_fn *const table[HT_BACKEND_COUNT][HT_ISA_COUNT] = {
+    [HT_BACKEND_CPU] = HT_ISA_ROW(ht_qgemm_cpu),
+};
+
+static const char *const names[HT_Q_COUNT] = { "bf16", "int8", "int4", "int4z" };
+
+const char *ht_qformat_name(enum ht_qformat f)
+{
+    return (unsigned)f < HT_Q_COUNT ? names[f] : "unknown format";
+}
+
+enum ht_status ht_qformat_parse(enum ht_qformat *out, const char *name)
+{
+    for (int f = 0; f < HT_Q_COUNT; f++)
+        if (strcmp(names[f], name) == 0) {
+            *out = (enum ht_qformat)f;
+            return HT_OK;
+        }
+    return HT_FAIL(HT_ERR_ARG, "weight format '%.40s'; it must be bf16, int8, int4 or int4z", name);
+}
+
+/* ---- matrices ---- */
+
+static enum ht_status check_format(enum ht_qformat f, int group)
+{
+    if ((unsigned)f >= HT_Q_COUNT)
+        return HT_FAIL(HT_ERR_ARG, "quant: weight format %d; formats are 0 to %d", (int)f,
+                       HT_Q_COUNT - 1);
+    if (f != HT_Q_BF16 && group != 32 && group != 64)
+        return HT_FAIL(HT_ERR_ARG, "quant: group is %d; it must be 32 or 64", group);
+    return HT_OK;
+}
+
+/* Everything but data. */
+static void set_sizes(struct ht_qmatrix *q, enum ht_qformat f, int group, int64_t n, int64_t k)
+{
+    const int64_t unit = f == HT_Q_BF16 ? 32 : group;
+
+    *q = (struct ht_qmatrix){ .format = f, .group = f == HT_Q_BF16 ? 32 : group, .n = n, .k = k };
+    q->k_padded = (k + unit - 1) / unit * unit;
+    const int64_t code_bytes = f == HT_Q_BF16   ? 2 * q->k_padded
+                               : f == HT_Q_INT8 ? q->k_padded
+                                                : q->k_padded / 2;
+    q->strip_bytes = ht_q_codes_at(q) + (size_t)(HT_Q_STRIP * code_bytes);
+    q->bytes = q->strip_bytes * (size_t)ht_q_n_strips(q);
+}
+
+size_t ht_qmatrix_bytes(enum ht_qformat f, int group, int64_t n, int64_t k)
+{
+    struct ht_qmatrix q;
+
+    set_sizes(&q, f, group, n, k);
+    return ht_arena_bytes(q.bytes);
+}
+
+enum ht_status ht_qmatrix_create(struct ht_qmatrix *out, struct ht_arena *arena, enum ht_qformat f,
+                                 int group, int64_t n, int64_t k)
+{
+    struct ht_qmatrix q;
+    void *data;
+
+    *out = (struct ht_qmatrix){ 0 };
+    HT_TRY(check_format(f, group));
+    if (n < 1 || k < 1 || n > INT32_MAX || k > INT32_MAX)
+        return HT_FAIL(HT_ERR_ARG,
+                       "quant: a matrix of %" PRId64 " x %" PRId64 "; both must be 1 to 2^31 - 1",
+                       n, k);
+    set_sizes(&q, f, group, n, k);
+    if (arena) {
+        HT_TRY(ht_arena_take(&data, arena, q.bytes));
+    } else {
+        data = aligned_alloc(64, ht_arena_bytes(q.bytes));
+        if (!data)
+            return HT_FAIL(HT_ERR_MEMORY, "quant: no memory for a matrix of %zu bytes", q.bytes);
+    }
+    q.data = data;
+    q.owned = !arena;
+    ht_qmatrix_clear(&q);
+    *out = q;
+    return HT_OK;
+}
+
+void ht_qmatrix_free(struct ht_qmatrix *q)
+{
+    if (!q) return;
+    if (q->owned) free(q->data);
+    *q = (struct ht_qmatrix){ 0 };
+}
+
+static enum ht_status check_rows(const struct ht_qmatrix *q, int64_t row0, int64_t n_rows)
+{
+    if (!q->data) return HT_FAIL(HT_ERR_ARG, "quant: the matrix has no data; create it first");
+    if (row0 < 0 || n_rows < 0 || n_rows > q->n - row0)
+        return HT_FAIL(HT_ERR_ARG,
+                       "quant: rows %" PRId64 " to %" PRId64 "; the matrix has %" PRId64, row0,
+                       row0 + n_rows - 1, q->n);
+    return HT_OK;
+}
+
+static enum ht_status check_ld(const char *what, int64_t ld, int64_t row)
+{
+    if (ld >= row) return HT_OK;
+    return HT_FAIL(HT_ERR_ARG, "quant: %s is %" PRId64 "; a row has %" PRId64 " elements", what, ld,
+                   row);
+}
+
+enum ht_status ht_qmatrix_set_qrows(struct ht_qmatrix *q, struct ht_backend *be, int64_t row0,
+                                    const struct ht_qrows *rows)
+{
+    HT_TRY(check_rows(q, row0, rows->n_rows));
+    if (rows->format != q->format || rows->k != q->k ||
+        (q->format != HT_Q_BF16 && rows->group != q->group))
+        return HT_FAIL(HT_ERR_ARG,
+                       "quant: rows of %s, group %d, %" PRId64
+                       " columns for a matrix of %s, group %d, "
+                       "%" PRId64 " columns",
+                       ht_qformat_name(rows->format), rows->group, rows->k,
+                       ht_qformat_name(q->format), q->group, q->k);
+    HT_TRY(ht_ops_check_ptr("quant", "codes", rows->codes, rows->n_rows));
+    if (q->format != HT_Q_BF16)
+        HT_TRY(ht_ops_check_ptr("quant", "scales", rows->scales, rows->n_rows));
+    if (q->format == HT_Q_INT4Z)
+        HT_TRY(ht_ops_check_ptr("quant", "zeros", rows->zeros, rows->n_rows));
+    ht_qmatrix_pack(q, be ? be->n_threads : 1, row0, rows);
+    return HT_OK;
+}
+
+enum ht_status ht_qmatrix_get_rows(const struct ht_qmatrix *q, int64_t row0, int64_t n_rows,
+                                   float *out, int64_t ldo)
+{
+    HT_TRY(check_rows(q, row0, n_rows));
+    HT_TRY(check_ld("ldo", ldo, q->k));
+    HT_TRY(ht_ops_check_ptr("quant", "out", out, n_rows));
+    for (int64_t i = 0; i < n_rows; i++) ht_qmatrix_unpack(q, row0 + i, out + i * ldo);
+    return HT_OK;
+}
+
+enum { SET_BYTES = 1 << 20 }; // of codes per turn of set_rows
+
+enum ht_status ht_qmatrix_set_rows(struct ht_qmatrix *q, struct ht_backend *be, int64_t row0,
+                                   int64_t n_rows, const void *w, enum ht_dtype dtype, int64_t ldw)
+{
+    const int n_threads = be ? be->n_threads : 1;
+    enum ht_status st = HT_OK;
+
+    HT_TRY(check_rows(q, row0, n_rows));
+    HT_TRY(check_ld("ldw", ldw, q->k));
+    HT_TRY(ht_ops_check_dtype("quant", dtype));
+    HT_TRY(ht_ops_check_ptr("quant", "w", w, n_rows));
+    const int64_t code = ht_q_code_bytes(q->format, q->k);
+    const int64_t n_groups = ht_q_groups(q->format, q->group, q->k);
+    int64_t turn = SET_BYTES / code / 16 * 16;
+    if (turn < 16 * n_threads) turn = 16 * n_threads;
+    if (turn > n_rows) turn = n_rows;
+    unsigned char *codes = malloc((size_t)(turn * (code + 3 * n_groups) + 8));
+    if (!codes)
+        return HT_FAIL(HT_ERR_MEMORY, "quant: no memory to quantise %" PRId64 " rows", turn);
+    ht_bf16 *scales = malloc((size_t)(turn * n_groups + 1) * sizeof *scales);
+    uint8_t *zeros = codes + turn * code;
+    if (!scales) {
+        st = HT_FAIL(HT_ERR_MEMORY, "quant: no memory to quantise %" PRId64 " rows", turn);
+        goto done;
+    }
+    for (int64_t i = 0; i < n_rows; i += turn) {
+        const int64_t n = n_rows - i < turn ? n_rows - i : turn;
+        HT_TRY_GOTO(st, done,
+                    ht_quantise_rows(n_threads, q->format, q->group,
+                                     (const char *)w + (size_t)(i * ldw) * ht_dtype_bytes(dtype),
+                                     dtype, ldw, n, q->k, codes, scales, zeros));
+        ht_qmatrix_pack(q, n_threads, row0 + i,
+                        &(struct ht_qrows){ .format = q->format,
+                                            .group = q->group,
+                                            .n_rows = n,
+                                            .k = q->k,
+                                            .codes = codes,
+                                            .scales = scales,
+                                            .zeros = zeros });
+    }
+done:
+    free(codes);
+    free(scales);
+    return st;
+}
+
+/* ---- product ---- */
+
+size_t ht_qgemm_scratch_bytes(int64_t m, int64_t k)
+{
+    // two digits, k padded to 64, at most 8 rows of padding, a scale and a sum per 32 elements
+    const int64_t k_padded = (k + 63) / 64 * 64;
+    return (size_t)((2 * m + 8) * (k_padded + k_padded / 4) + (2 * m + 8) * 64 + 64);
+}
+
+enum ht_status ht_qgemm(struct ht_backend *be, const struct ht_qgemm_args *a)
+{
+    if ((unsigned)be->kind >= HT_BACKEND_COUNT || !table[be->kind][0])
+        return HT_FAIL(HT_ERR_UNSUPPORTED, "qgemm: this build has no kernels for backend %d",
+                       (int)be->kind);
+    if ((unsigned)be->isa >= HT_ISA_COUNT)
+        return HT_FAIL(HT_ERR_ARG, "qgemm: CPU level %d; must be 0 to %d", (int)be->isa,
+                       HT_ISA_COUNT - 1);
+    if (!a->w || !a->w->data)
+        return HT_FAIL(HT_ERR_ARG, "qgemm: the matrix has no data; create it first");
+    if (a->m < 0) return HT_FAIL(HT_ERR_ARG, "qgemm: m is %" PRId64 "; it must be >= 0", a->m);
+    HT_TRY(ht_ops_check_dtype("qgemm", a->x_dtype));
+    HT_TRY(ht_ops_check_dtype("qgemm", a->y_dtype));
+    HT_TRY(check_ld("ldx", a->ldx, a->w->k));
+    HT_TRY(check_ld("ldy", a->ldy, a->w->n));
+    if (a->beta != 0.0f && a->beta != 1.0f)
+        return HT_FAIL(HT_ERR_ARG, "qgemm: beta is %g; it must be 0 or 1", (double)a->beta);
+    if (a->m == 0) return HT_OK;
+    HT_TRY(ht_ops_check_ptr("qgemm", "x", a->x, a->m * a->w->k));
+    HT_TRY(ht_ops_check_ptr("qgemm", "y", a->y, a->m * a->w->n));
+    if (a->x == a->y)
+        return HT_FAIL(HT_ERR_ARG, "qgemm: y is the same buffer as x; it must not overlap");
+    return table[be->kind][be->isa](be, a);
+}
