@@ -25,7 +25,7 @@ bool ht_ckpt_name_ok(const char *name)
     return n > 0 && n < 64 && name[0] != '.' && strspn(name, ok) == n;
 }
 
-static bool tensor_name_ok(const char *name)
+bool ht_ckpt_tensor_name_ok(const char *name)
 {
     static const char ok[] = "abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ0123456789._-";
     return name[0] && name[0] != '.' && strspn(name, ok) == strlen(name);
@@ -38,7 +38,7 @@ enum ht_status ht_manifest_set_tensors(struct ht_manifest *m, const struct ht_te
     m->n_tensors = list->n_tensors;
     for (int i = 0; i < list->n_tensors; i++) {
         const struct ht_tensor_info *t = &list->tensors[i];
-        if (!tensor_name_ok(t->name))
+        if (!ht_ckpt_tensor_name_ok(t->name))
             return HT_FAIL(HT_ERR_ARG, "tensor '%s': a checkpoint cannot store this name", t->name);
         snprintf(m->tensors[i].name, sizeof m->tensors[i].name, "%s", t->name);
         m->tensors[i].n_dims = t->n_dims;

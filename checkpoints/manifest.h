@@ -65,6 +65,7 @@ void ht_ckpt_rank_file(char name[64], int rank, int world);
 /* name is safe as a file's name in a folder: letters, digits, '.', '_', '-', not starting with '.'.
  */
 bool ht_ckpt_name_ok(const char *name);
+bool ht_ckpt_tensor_name_ok(const char *name); // the same letters, any length
 
 /* Names and shapes of a tensor list; HT_ERR_ARG for a name that a file cannot carry. */
 enum ht_status ht_manifest_set_tensors(struct ht_manifest *m, const struct ht_tensor_list *list);

@@ -58,8 +58,8 @@ static bool parse_tensor(struct ht_mf_tensor *t, const json_t *v)
     const json_t *shape = json_array_get(v, 1);
     const size_t n_dims = json_array_size(shape);
 
-    if (json_array_size(v) != 2 || !name || strlen(name) >= sizeof t->name || n_dims < 1 ||
-        n_dims > 3)
+    if (json_array_size(v) != 2 || !name || strlen(name) >= sizeof t->name ||
+        !ht_ckpt_tensor_name_ok(name) || n_dims < 1 || n_dims > 3)
         return false;
     snprintf(t->name, sizeof t->name, "%s", name);
     t->n_dims = (int)n_dims;

@@ -263,6 +263,8 @@ START_TEST(sealed_lies_are_refused)
     LIE(m.files[0].hash.b[15], m.files[0].hash.b[15] ^ 1);
     LIE(m.n_files, 1);
     LIE(m.n_files, 0);
+    LIE(m.tensors[0].name[1], '/');
+    LIE(m.tensors[0].name[1], 7);
     LIE(m.tensors[0].n_dims, 0);
     LIE(m.tensors[0].shape[0], 0);
     LIE(m.tensors[0].shape[0], -5);
