@@ -27,18 +27,34 @@ static const struct gpu {
     { "a100", 217e12, 312e12, 14.6e12, 19.5e12, 1.6e12, 80e9, 240e9, 40e9 },
 };
 
-/* One core, by CPU level, and its peak. What a step sustains is assumed, not measured: 40 % of what
- * large products reach on one core of a 2-core AMD Zen 5 virtual machine (oneDNN: fp32 215, bf16
- * 430 GFLOP/s). Below AVX-512 the rates follow the vector width; without bf16 instructions bf16
- * runs a little below fp32. */
+/* One core of a 2-core AMD Zen 5 virtual machine, by CPU level: what forward and backward sustain,
+ * and the core's peak.
+ *
+ * bf16 with bf16 instructions is measured on whole steps on both cores with nothing beside them
+ * (bench/results/cpu-zen5-2core: 729 to 836 GFLOP/s of 130 M and 217 M parameters, optimiser
+ * included; 746 to 856 without it, half of their middle here). The other cells are estimates:
+ * processor time of one thread of bench_train_step (53 M parameters, rows of 512 tokens, optimiser
+ * included, other programs beside it) with HT_CPU_ISA and ONEDNN_MAX_CPU_ISA at that level; the
+ * same run gave 294 where the whole machine gave 400. Another processor differs by its clock and by
+ * its vector units. */
 static const struct {
     double fp32, bf16, peak_fp32, peak_bf16;
 } core_flops[HT_ISA_COUNT] = {
-    [HT_ISA_PLAIN] = { 10e9, 8e9, 61e9, 61e9 },
-    [HT_ISA_AVX2] = { 43e9, 35e9, 125e9, 125e9 },
-    [HT_ISA_AVX512] = { 86e9, 70e9, 250e9, 250e9 },
-    [HT_ISA_AVX512BF16] = { 86e9, 170e9, 250e9, 500e9 },
+    [HT_ISA_PLAIN] = { 40e9, 37e9, 61e9, 61e9 },
+    [HT_ISA_AVX2] = { 115e9, 75e9, 125e9, 125e9 },
+    [HT_ISA_AVX512] = { 190e9, 190e9, 250e9, 250e9 },
+    [HT_ISA_AVX512BF16] = { 190e9, 400e9, 250e9, 500e9 },
 };
+
+/* Said beside the prediction. */
+static const char *cpu_basis(enum ht_isa isa, bool bf16)
+{
+    return isa == HT_ISA_AVX512BF16 && bf16
+               ? "measured training steps on AMD Zen 5 cores; others differ by clock and vector "
+                 "units"
+               : "estimated from single runs at this level on an AMD Zen 5 core, not measured on a "
+                 "processor of this level";
+}
 
 static const double cpu_memory_bytes_s = 40e9; // read test of that machine, all cores together
 static const double cpu_link_bytes_s = 4e9;    // assumed: ranks of one host, through shared memory
@@ -76,6 +92,8 @@ static struct ht_device_model cpu_model(const struct ht_config *c, int n_ranks)
 
     return (struct ht_device_model){
         .name = "cpu",
+        .level = ht_isa_name(isa),
+        .basis = cpu_basis(isa, bf16),
         .matmul_flops = threads * (bf16 ? core_flops[isa].bf16 : core_flops[isa].fp32),
         .memory_bytes_s = cpu_memory_bytes_s / n_ranks,
         .link_bytes_s = cpu_link_bytes_s / n_ranks,
@@ -93,6 +111,8 @@ static bool find_gpu(struct ht_device_model *out, const char *name, const struct
         if (strcmp(g->name, name)) continue;
         *out = (struct ht_device_model){
             .name = g->name,
+            .level = "",
+            .basis = "published figures, not measured by this project",
             .matmul_flops = bf16 ? g->bf16 : g->fp32,
             .memory_bytes_s = g->memory_bytes_s,
             .link_bytes_s = n_ranks > GPUS_PER_HOST ? g->network_bytes_s : g->host_link_bytes_s,

@@ -23,8 +23,9 @@ struct ht_plan_bytes {
     int64_t total;
 };
 
-struct ht_device_model { // what step time is predicted from; stated in the output
-    const char *name;
+struct ht_device_model {                 // what step time is predicted from; stated in the output
+    const char *name, *level;            // level: the CPU's, "" for a GPU
+    const char *basis;                   // where the rates come from, for people
     double matmul_flops;                 // sustained, per device, in the run's precision
     double memory_bytes_s, link_bytes_s; // sustained
     double memory_bytes;                 // of the device

@@ -95,11 +95,13 @@ void ht_plan_print(FILE *f, const struct ht_plan *p, const struct ht_config *c)
     print_bytes(f, "total", b->total);
     fprintf(f, "  %-22s %12.1f MiB\n", "there is", d->memory_bytes / 1048576.0);
 
-    fprintf(f,
-            "\nPredicted on %s (per rank %sFLOP/s sustained of %sFLOP/s peak, memory %sB/s, link "
-            "%sB/s)\n",
-            d->name, human(s[0], d->matmul_flops), human(s[1], d->peak_flops),
-            human(s[2], d->memory_bytes_s), human(s[3], d->link_bytes_s));
+    fprintf(
+        f,
+        "\nPredicted on %s%s%s (per rank %sFLOP/s sustained of %sFLOP/s peak, memory %sB/s, link "
+        "%sB/s)\n",
+        d->name, d->level[0] ? " " : "", d->level, human(s[0], d->matmul_flops),
+        human(s[1], d->peak_flops), human(s[2], d->memory_bytes_s), human(s[3], d->link_bytes_s));
+    fprintf(f, "  rates: %s\n", d->basis);
     fprintf(f, "  step %s, %s tokens/s, MFU %.1f %%\n", duration(s[0], p->step_s),
             human(s[1], p->tokens_per_s), 100.0 * p->mfu);
     fprintf(f, "  whole run %s\n", duration(s[0], p->step_s * (double)p->total_steps));

@@ -4,6 +4,7 @@
 #include <stdlib.h>
 #include <string.h>
 
+#include "core/base/isa.h"
 #include "core/config/planner.h"
 #include "tests/core/config/config_case.h"
 
@@ -143,6 +144,67 @@ START_TEST(devices)
 }
 END_TEST
 
+/* One thread of each CPU level; those above the machine's own are not to be had. */
+START_TEST(cpu_rates_grow_with_the_level)
+{
+    static const char *const levels[] = { "plain", "avx2", "avx512", "avx512bf16" };
+    double last[2] = { 0, 0 };
+    struct ht_plan p;
+
+    load("bamba130m", 0, NULL, 1);
+    c.train.threads = 1;
+    for (int level = 0; level <= (int)ht_isa_best(); level++) {
+        setenv("HT_CPU_ISA", levels[level], 1);
+        for (int bf16 = 0; bf16 < 2; bf16++) {
+            c.train.precision = bf16 ? HT_DTYPE_BF16 : HT_DTYPE_F32;
+            ck_assert_int_eq(ht_plan_make(&p, &c, 1, "cpu", 0, 0), HT_OK);
+            ck_assert_str_eq(p.device.level, levels[level]);
+            ck_assert(p.device.matmul_flops >= last[bf16] && p.device.matmul_flops > 0);
+            ck_assert(p.device.matmul_flops < p.device.peak_flops);
+            ck_assert(p.mfu > 0.2 && p.mfu < 1.0);
+            ck_assert_ptr_nonnull(strstr(
+                p.device.basis, level == HT_ISA_AVX512BF16 && bf16 ? "measured" : "estimated"));
+            last[bf16] = p.device.matmul_flops;
+        }
+    }
+    unsetenv("HT_CPU_ISA");
+}
+END_TEST
+
+/* bench/results/cpu-zen5-2core: seconds of a step of one pass on two cores of AVX-512 BF16. */
+START_TEST(measured_steps_are_predicted)
+{
+    static const struct {
+        char *overrides[6];
+        int n_overrides;
+        double step_s; // the middle one where there are several
+    } measured[] = {
+        { { "train.micro_batch=4", "train.global_batch_tokens=4096", "data.seq_len=1024" },
+          3,
+          4.67 },
+        { { "train.micro_batch=1", "train.global_batch_tokens=4096", "data.seq_len=4096" },
+          3,
+          4.21 },
+        { { "train.micro_batch=4", "train.global_batch_tokens=4096", "data.seq_len=1024",
+            "model.d_model=1024", "model.n_heads=16", "model.d_ff=2560" },
+          6,
+          7.53 },
+        { { "train.micro_batch=1", "train.global_batch_tokens=4096", "data.seq_len=4096",
+            "model.d_model=1024", "model.n_heads=16", "model.d_ff=2560" },
+          6,
+          7.27 },
+    };
+    struct ht_plan p;
+
+    if (ht_isa_best() != HT_ISA_AVX512BF16) return;
+    load("bamba130m", measured[_i].n_overrides, measured[_i].overrides, 1);
+    c.train.threads = 1; // half of the machine, twice the time; the optimiser's part is small
+    ck_assert_int_eq(ht_plan_make(&p, &c, 1, "cpu", 0, 0), HT_OK);
+    ck_assert_int_eq(p.n_micro_steps, 1);
+    ck_assert_double_eq_tol(p.step_s / 2, measured[_i].step_s, 0.15 * measured[_i].step_s);
+}
+END_TEST
+
 START_TEST(the_table_has_the_numbers)
 {
     struct ht_plan p;
@@ -161,7 +223,8 @@ START_TEST(the_table_has_the_numbers)
                                          "18.8 G forward",
                                          "1280000 steps",
                                          "192 rank(s)",
-                                         "h100",
+                                         "h100 (per rank",
+                                         "published figures, not measured by this project",
                                          "activations                  1024.0 MiB" };
     for (size_t i = 0; i < sizeof words / sizeof *words; i++)
         ck_assert_msg(strstr(text, words[i]) != NULL, "\"%s\" is not in\n%s", words[i], text);
@@ -182,6 +245,8 @@ int main(void)
     tcase_add_test(t, bamba9b_fits_its_cluster);
     tcase_add_test(t, too_large_is_refused_with_numbers_and_a_key);
     tcase_add_test(t, devices);
+    tcase_add_test(t, cpu_rates_grow_with_the_level);
+    tcase_add_loop_test(t, measured_steps_are_predicted, 0, 4);
     tcase_add_test(t, the_table_has_the_numbers);
     suite_add_tcase(s, t);
     srunner_run_all(r, CK_NORMAL);
