@@ -9,30 +9,13 @@
 #include <stdlib.h>
 #include <string.h>
 
-#include "checkpoints/checkpoint.h"
-#include "checkpoints/safetensors.h"
+#include "checkpoints/weights_impl.h"
 #include "checkpoints/weights_names.h"
 #include "checkpoints/hash.h"
 #include "core/base/file.h"
 #include "core/config/recipe.h"
 
-enum { MAX_JSON_BYTES = 64 << 20, MAX_SHARDS = 4096, PATH_BYTES = HT_MAX_PATH + 600 };
-
-struct shard {
-    char name[256];
-    struct ht_safetensors *file;
-};
-
-struct ht_weights {
-    char path[PATH_BYTES]; // resolved folder
-    char tokenizer[PATH_BYTES + 32];
-    struct ht_model_config model;
-    struct ht_ckpt *ckpt; // or
-    int n_shards;
-    struct shard *shards;
-    enum ht_dtype stored;
-    int64_t eos_id, bos_id;
-};
+enum { MAX_JSON_BYTES = 64 << 20, MAX_SHARDS = 4096, PATH_BYTES = HT_WEIGHTS_PATH_BYTES };
 
 /* path/name into out; false when it is too long. */
 static bool join(char *out, size_t size, const char *path, const char *name)
@@ -77,23 +60,26 @@ static enum ht_status read_json(json_t **root, const char *path, const char *nam
 
 /* ---- checkpoints ---- */
 
-static enum ht_status open_checkpoint(struct ht_weights *w)
+static enum ht_status model_of_recipe(struct ht_weights *w, const char *text)
 {
     struct ht_config *cfg = malloc(sizeof *cfg); // large: not for the stack
     struct ht_recipe *recipe = NULL;
     char name[PATH_BYTES + 32];
-    enum ht_status st = HT_OK;
 
     if (!cfg) return HT_FAIL(HT_ERR_MEMORY, "%s: no memory for a recipe", w->path);
-    HT_TRY_GOTO(st, done, ht_ckpt_open(&w->ckpt, w->path));
     snprintf(name, sizeof name, "%s/recipe.cfg", w->path);
-    HT_TRY_GOTO(st, done, ht_recipe_parse(cfg, &recipe, ht_ckpt_recipe(w->ckpt), name, 0, NULL, 1));
-    w->model = cfg->model;
-    w->stored = HT_DTYPE_F32;
-done:
+    const enum ht_status st = ht_recipe_parse(cfg, &recipe, text, name, 0, NULL, 1);
+    if (st == HT_OK) w->model = cfg->model;
     ht_recipe_free(recipe);
     free(cfg);
     return st;
+}
+
+static enum ht_status open_checkpoint(struct ht_weights *w)
+{
+    HT_TRY(ht_ckpt_open(&w->ckpt, w->path));
+    w->stored = HT_DTYPE_F32;
+    return model_of_recipe(w, ht_ckpt_recipe(w->ckpt));
 }
 
 /* ---- Hugging Face folders ---- */
@@ -101,7 +87,7 @@ done:
 static enum ht_status add_shard(struct ht_weights *w, const char *name)
 {
     char path[PATH_BYTES + 300];
-    struct shard *s;
+    struct ht_weights_shard *s;
 
     for (int i = 0; i < w->n_shards; i++)
         if (strcmp(w->shards[i].name, name) == 0) return HT_OK;
@@ -218,9 +204,8 @@ static void find_stored_dtype(struct ht_weights *w)
         }
 }
 
-static enum ht_status open_hf(struct ht_weights *w)
+static enum ht_status read_hf_config(struct ht_weights *w)
 {
-    static const char *const single[] = { "model.safetensors", "consolidated.safetensors" };
     char name[PATH_BYTES + 32], *text = NULL;
     size_t n_bytes;
 
@@ -230,7 +215,14 @@ static enum ht_status open_hf(struct ht_weights *w)
     free(text);
     HT_TRY(st);
     HT_TRY(read_ids(w, "generation_config.json"));
-    HT_TRY(read_ids(w, "config.json"));
+    return read_ids(w, "config.json");
+}
+
+static enum ht_status open_hf(struct ht_weights *w)
+{
+    static const char *const single[] = { "model.safetensors", "consolidated.safetensors" };
+
+    HT_TRY(read_hf_config(w));
     if (has(w->path, single[0]))
         HT_TRY(add_shard(w, single[0]));
     else if (has(w->path, "model.safetensors.index.json"))
@@ -243,6 +235,24 @@ static enum ht_status open_hf(struct ht_weights *w)
                        w->path);
     find_stored_dtype(w);
     return HT_OK;
+}
+
+/* ---- folders of our own ---- */
+
+static enum ht_status open_own(struct ht_weights *w)
+{
+    char name[PATH_BYTES + 32], *text;
+    size_t n_bytes;
+
+    HT_TRY(ht_wf_open(&w->own, w->path));
+    const struct ht_wf_form *f = &ht_wf_manifest(w->own)->form;
+    w->stored = f->quantised ? HT_DTYPE_BF16 : f->dtype;
+    if (!has(w->path, "recipe.cfg")) return read_hf_config(w);
+    snprintf(name, sizeof name, "%s/recipe.cfg", w->path);
+    HT_TRY(ht_file_read_regular(&text, &n_bytes, name, MAX_JSON_BYTES));
+    const enum ht_status st = model_of_recipe(w, text);
+    free(text);
+    return st;
 }
 
 /* ---- life ---- */
@@ -260,7 +270,8 @@ static enum ht_status resolve(struct ht_weights *w, const char *path, const stru
                        path);
     if (snprintf(w->path, sizeof w->path, "%s", path) >= (int)sizeof w->path)
         return HT_FAIL(HT_ERR_ARG, "%s: path is too long", path);
-    if (has(path, "manifest.json") || has(path, "config.json")) return HT_OK;
+    if (has(path, HT_WEIGHTS_MANIFEST) || has(path, "manifest.json") || has(path, "config.json"))
+        return HT_OK;
     if (!join(dir, sizeof dir, path, has(path, "checkpoints") ? "checkpoints" : "."))
         return HT_FAIL(HT_ERR_ARG, "%s: path is too long", path);
     HT_TRY(ht_ckpt_find_latest(w->path, sizeof w->path, dir, NULL, log));
@@ -279,7 +290,9 @@ enum ht_status ht_weights_open(struct ht_weights **out, const char *path, const 
     if (!w) return HT_FAIL(HT_ERR_MEMORY, "%s: no memory", path);
     w->eos_id = w->bos_id = -1;
     HT_TRY_GOTO(st, done, resolve(w, path, log));
-    if (has(w->path, "manifest.json"))
+    if (has(w->path, HT_WEIGHTS_MANIFEST))
+        HT_TRY_GOTO(st, done, open_own(w));
+    else if (has(w->path, "manifest.json"))
         HT_TRY_GOTO(st, done, open_checkpoint(w));
     else
         HT_TRY_GOTO(st, done, open_hf(w));
@@ -296,6 +309,8 @@ void ht_weights_close(struct ht_weights *w)
 {
     if (!w) return;
     ht_ckpt_close(w->ckpt);
+    ht_wf_close(w->own);
+    free(w->places);
     for (int i = 0; i < w->n_shards; i++) ht_safetensors_close(w->shards[i].file);
     free(w->shards);
     free(w);
@@ -328,47 +343,6 @@ int64_t ht_weights_bos_id(const struct ht_weights *w)
 
 /* ---- loading ---- */
 
-struct places { // where tensors go
-    const struct ht_tensor_list *list;
-    void *matrix;
-    enum ht_dtype dtype;
-    float *vector, *master;
-};
-
-/* n elements of src to flat element `at` of all copies. */
-static void place(const struct places *p, const struct ht_tensor_info *t, int64_t at,
-                  const void *src, enum ht_dtype sd, int64_t n)
-{
-    if (t->matrix)
-        ht_convert((char *)p->matrix + (size_t)at * ht_dtype_bytes(p->dtype), p->dtype, src, sd, n);
-    else
-        ht_convert(p->vector + (at - p->list->n_matrix), HT_DTYPE_F32, src, sd, n);
-    if (p->master) ht_convert(p->master + at, HT_DTYPE_F32, src, sd, n);
-}
-
-enum { BLOCK = 65536 }; // elements read or aligned at a time
-
-static enum ht_status load_checkpoint(struct ht_weights *w, const struct places *p)
-{
-    enum ht_status st = HT_OK;
-    float *block = malloc(BLOCK * sizeof *block);
-
-    if (!block) return HT_FAIL(HT_ERR_MEMORY, "%s: no memory to read weights", w->path);
-    for (int i = 0; i < p->list->n_tensors; i++) {
-        const struct ht_tensor_info *t = &p->list->tensors[i];
-        for (int64_t k = 0; k < t->n; k += BLOCK) {
-            const int64_t n = t->n - k < BLOCK ? t->n - k : BLOCK;
-            HT_TRY_GOTO(
-                st, done,
-                ht_ckpt_read_flat(w->ckpt, HT_CKPT_MASTER, p->list, t->offset + k, n, block));
-            place(p, t, t->offset + k, block, HT_DTYPE_F32, n);
-        }
-    }
-done:
-    free(block);
-    return st;
-}
-
 static enum ht_status shape_fail(const struct ht_weights *w, const char *file,
                                  const struct ht_safetensors_tensor *t,
                                  const struct ht_tensor_info *x)
@@ -400,81 +374,98 @@ static bool shapes_fit(const struct ht_safetensors_tensor *t,
     return true;
 }
 
-/* The rows of a stored tensor to its targets, one after the other. Data may stand at any byte. */
-static void load_tensor(const struct places *p, const struct ht_safetensors_tensor *t,
-                        const struct ht_tensor_info *targets[3], int n_targets)
+static enum ht_status index_shards(struct ht_weights *w, const struct ht_tensor_list *list)
 {
-    _Alignas(64) unsigned char block[4096];
-    const int64_t bytes = (int64_t)ht_dtype_bytes(t->dtype), step = (int64_t)sizeof block / bytes;
-    const char *src = t->data;
-
-    for (int k = 0; k < n_targets; k++) {
-        const struct ht_tensor_info *x = targets[k];
-        if ((uintptr_t)src % (uintptr_t)bytes == 0) {
-            place(p, x, x->offset, src, t->dtype, x->n);
-        } else {
-            for (int64_t i = 0; i < x->n; i += step) {
-                const int64_t n = x->n - i < step ? x->n - i : step;
-                memcpy(block, src + i * bytes, (size_t)(n * bytes));
-                place(p, x, x->offset + i, block, t->dtype, n);
-            }
-        }
-        src += x->n * bytes;
-    }
-}
-
-static enum ht_status load_hf(struct ht_weights *w, const struct places *p)
-{
-    const struct ht_tensor_list *list = p->list;
     const struct ht_tensor_info *targets[3];
-    enum ht_status st = HT_OK;
-    bool *seen = calloc((size_t)list->n_tensors + 1, sizeof *seen);
 
-    if (!seen) return HT_FAIL(HT_ERR_MEMORY, "%s: no memory to read weights", w->path);
     for (int i = 0; i < w->n_shards; i++)
         for (int k = 0; k < ht_safetensors_count(w->shards[i].file); k++) {
             const struct ht_safetensors_tensor *t = ht_safetensors_at(w->shards[i].file, k);
             const int n = ht_weights_targets(targets, t->name, list, &w->model);
+            int64_t first = 0;
             if (n == HT_WEIGHT_IGNORED) continue;
-            if (n == HT_WEIGHT_UNKNOWN) {
-                st = HT_FAIL(HT_ERR_FORMAT,
-                             "%s/%s: tensor '%s' has no place in the model of config.json", w->path,
-                             w->shards[i].name, t->name);
-                goto done;
+            if (n == HT_WEIGHT_UNKNOWN)
+                return HT_FAIL(HT_ERR_FORMAT,
+                               "%s/%s: tensor '%s' has no place in the model of config.json",
+                               w->path, w->shards[i].name, t->name);
+            if (!shapes_fit(t, targets, n)) return shape_fail(w, w->shards[i].name, t, targets[0]);
+            for (int x = 0; x < n; x++) { // one after the other, in rows
+                struct ht_weights_place *place = &w->places[targets[x] - list->tensors];
+                if (place->t)
+                    return HT_FAIL(HT_ERR_FORMAT, "%s/%s: tensor '%s' is given a second time",
+                                   w->path, w->shards[i].name, t->name);
+                *place = (struct ht_weights_place){ t, first };
+                first += targets[x]->n;
             }
-            if (!shapes_fit(t, targets, n)) {
-                st = shape_fail(w, w->shards[i].name, t, targets[0]);
-                goto done;
-            }
-            for (int x = 0; x < n; x++) {
-                bool *s = &seen[targets[x] - list->tensors];
-                if (*s) {
-                    st = HT_FAIL(HT_ERR_FORMAT, "%s/%s: tensor '%s' is given a second time",
-                                 w->path, w->shards[i].name, t->name);
-                    goto done;
-                }
-                *s = true;
-            }
-            load_tensor(p, t, targets, n);
         }
     for (int i = 0; i < list->n_tensors; i++)
-        if (!seen[i]) {
-            st = HT_FAIL(HT_ERR_FORMAT, "%s: tensor '%s' is missing from its weight file(s)",
-                         w->path, list->tensors[i].name);
-            goto done;
-        }
-done:
-    free(seen);
-    return st;
+        if (!w->places[i].t)
+            return HT_FAIL(HT_ERR_FORMAT, "%s: tensor '%s' is missing from its weight file(s)",
+                           w->path, list->tensors[i].name);
+    return HT_OK;
+}
+
+static enum ht_status index_own(struct ht_weights *w, const struct ht_tensor_list *list)
+{
+    const struct ht_wf_manifest *m = ht_wf_manifest(w->own);
+
+    for (int i = 0; i < list->n_tensors; i++) {
+        const struct ht_tensor_info *x = &list->tensors[i];
+        const struct ht_wf_tensor *t = ht_wf_find(w->own, x->name);
+        if (!t)
+            return HT_FAIL(HT_ERR_FORMAT, "%s: tensor '%s' is missing from " HT_WEIGHTS_MANIFEST,
+                           w->path, x->name);
+        bool same = t->n_dims == x->n_dims && (x->matrix || !t->form.quantised);
+        for (int d = 0; same && d < x->n_dims; d++) same = t->shape[d] == x->shape[d];
+        if (!same)
+            return HT_FAIL(HT_ERR_FORMAT,
+                           "%s: tensor '%s' has %" PRId64 " elements as %s in " HT_WEIGHTS_MANIFEST
+                           "; the model asks for %" PRId64 " in another shape or form",
+                           w->path, x->name, t->n, ht_wf_form_name(&t->form), x->n);
+    }
+    if (m->n_tensors != list->n_tensors)
+        return HT_FAIL(HT_ERR_FORMAT,
+                       "%s: " HT_WEIGHTS_MANIFEST " lists %d tensors; the model has %d", w->path,
+                       m->n_tensors, list->n_tensors);
+    return HT_OK;
+}
+
+enum ht_status ht_weights_index(struct ht_weights *w, const struct ht_tensor_list *list)
+{
+    if (w->ckpt) return HT_OK; // checked by every read
+    if (w->own) return index_own(w, list);
+    w->indexed = NULL;
+    free(w->places);
+    w->places = calloc((size_t)list->n_tensors + 1, sizeof *w->places);
+    if (!w->places) return HT_FAIL(HT_ERR_MEMORY, "%s: no memory to read weights", w->path);
+    HT_TRY(index_shards(w, list));
+    w->indexed = list;
+    return HT_OK;
+}
+
+/* A tensor, dense, into its places; through `master` where that is wanted as well. */
+static enum ht_status load_one(struct ht_weights *w, const struct ht_tensor_list *list,
+                               const struct ht_tensor_info *t, void *matrix, enum ht_dtype dtype,
+                               float *vector, float *master)
+{
+    const enum ht_dtype d = t->matrix ? dtype : HT_DTYPE_F32;
+    char *out = t->matrix ? (char *)matrix + (size_t)t->offset * ht_dtype_bytes(dtype)
+                          : (char *)(vector + (t->offset - list->n_matrix));
+
+    if (!master) return ht_weights_read(w, list, t, 0, t->shape[0], out, d);
+    HT_TRY(ht_weights_read(w, list, t, 0, t->shape[0], master + t->offset, HT_DTYPE_F32));
+    ht_convert(out, d, master + t->offset, HT_DTYPE_F32, t->n);
+    return HT_OK;
 }
 
 enum ht_status ht_weights_load(struct ht_weights *w, const struct ht_tensor_list *list,
                                void *matrix, enum ht_dtype dtype, float *vector, float *master)
 {
-    const struct places p = { list, matrix, dtype, vector, master };
-
     if (dtype != HT_DTYPE_F32 && dtype != HT_DTYPE_BF16)
         return HT_FAIL(HT_ERR_ARG, "weights cannot be loaded as %s; fp32 or bf16",
                        ht_dtype_name(dtype));
-    return w->ckpt ? load_checkpoint(w, &p) : load_hf(w, &p);
+    HT_TRY(ht_weights_index(w, list));
+    for (int i = 0; i < list->n_tensors; i++)
+        HT_TRY(load_one(w, list, &list->tensors[i], matrix, dtype, vector, master));
+    return HT_OK;
 }
