@@ -11,3 +11,11 @@ if(HT_EMU)
                          ENVIRONMENT "CK_FORK=no;HT_EMU_ORDER=${order}")
   endforeach()
 endif()
+
+# What the kernels use, and the list of kernels with their state on GPUs.
+if(HT_CUDA_FOUND)
+  add_test(NAME kernel_budget COMMAND ${CMAKE_SOURCE_DIR}/scripts/kernel_budget ${CMAKE_BINARY_DIR})
+  set_tests_properties(kernel_budget PROPERTIES LABELS unit)
+endif()
+add_test(NAME gpu_status COMMAND ${CMAKE_SOURCE_DIR}/scripts/gpu_status --check)
+set_tests_properties(gpu_status PROPERTIES LABELS unit)
