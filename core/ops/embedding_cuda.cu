@@ -52,6 +52,7 @@ static __global__ void __launch_bounds__(kThreads)
 
     for (int k = 0; k < W; k++) sum[k] = 0.0f;
     if (i < n) load_n<W>(sum, grad_weight + id * n + i);
+    // two barriers a turn suffice: count is read before the second and found before the next first
     for (int s = t; s < n_tokens; s += kThreads) {
         const bool mine = s + tid < n_tokens && ids[s + tid] == id;
         const unsigned in_warp = __ballot_sync(kAllLanes, mine);
@@ -70,7 +71,6 @@ static __global__ void __launch_bounds__(kThreads)
                 load_n<W>(g, grad_residual + found[f] * n + i);
                 for (int k = 0; k < W; k++) sum[k] += multiplier * g[k];
             }
-        __syncthreads(); // before found and count are written again
     }
     if (i < n) store_n<W>(grad_weight + id * n + i, sum);
 }

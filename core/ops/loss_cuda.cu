@@ -34,7 +34,8 @@ static __device__ __forceinline__ void see(struct running *r, float x, float sca
 }
 
 /* The gradient in T overwrites the fp32 row from its start: element i of the result lies at or
- * before element i of the source, and a tile is read by all threads before it is written. */
+ * before element i of the source, and a tile is read by all threads before it is written. Whatever
+ * the caller read of the row comes before the first tile's barrier. */
 template <typename T, int W>
 static __device__ void write_gradient(float *row, int n, float max, float scale, float factor,
                                       int label, float at_label)
@@ -78,7 +79,6 @@ static __global__ void __launch_bounds__(kThreads) softmax_ce_kernel(struct ht_s
     const double sum = block_sum<kThreads>((double)(r.sum * expf(scale * (r.max - max))));
     const double log_sum = log(sum), lse = (double)scale * (double)max + log_sum;
     const double logprob = (double)scale * ((double)row[label] - (double)max) - log_sum;
-    __syncthreads(); // row[label] is read before anyone writes
     if (threadIdx.x == 0) {
         a.lse[blockIdx.x] = lse;
         a.logprob[blockIdx.x] = logprob;

@@ -24,6 +24,8 @@
 namespace {
 constexpr size_t kHeapBytes = (size_t)64 << 30; // addresses, not memory
 constexpr size_t kAlign = 256, kRedZone = 256;
+constexpr size_t kBeyond = (size_t)1
+                           << 20; // open to kernels, so that the check reports, not a fault
 
 struct allocation {
     size_t begin, bytes;
@@ -50,12 +52,13 @@ cudaError_t fail(cudaError_t e)
 
 void emu_heap_open()
 {
-    if (heap && heap_opened++ == 0) mprotect(heap, page_round(heap_used), PROT_READ | PROT_WRITE);
+    if (heap && heap_opened++ == 0)
+        mprotect(heap, page_round(heap_used) + kBeyond, PROT_READ | PROT_WRITE);
 }
 
 void emu_heap_close()
 {
-    if (heap && --heap_opened == 0) mprotect(heap, page_round(heap_used), PROT_NONE);
+    if (heap && --heap_opened == 0) mprotect(heap, page_round(heap_used) + kBeyond, PROT_NONE);
 }
 
 bool emu_heap_contains(const void *p)
@@ -96,14 +99,14 @@ cudaError_t cudaMalloc(void **p, size_t bytes)
         heap = (unsigned char *)m;
     }
     const size_t begin = heap_used, span = (bytes + kRedZone + kAlign - 1) / kAlign * kAlign;
-    if (span < bytes || begin + span > kHeapBytes) return fail(cudaErrorMemoryAllocation);
+    if (span < bytes || begin + span + kBeyond > kHeapBytes) return fail(cudaErrorMemoryAllocation);
     heap_used += span;
     // new memory of a GPU holds anything: NaN finds who counts on zeros
-    mprotect(heap, page_round(heap_used), PROT_READ | PROT_WRITE);
+    mprotect(heap, page_round(heap_used) + kBeyond, PROT_READ | PROT_WRITE);
     ASAN_UNPOISON_MEMORY_REGION(heap + begin, span);
     memset(heap + begin, 0xff, span);
     ASAN_POISON_MEMORY_REGION(heap + begin + bytes, span - bytes);
-    if (heap_opened == 0) mprotect(heap, page_round(heap_used), PROT_NONE);
+    if (heap_opened == 0) mprotect(heap, page_round(heap_used) + kBeyond, PROT_NONE);
     allocations.push_back({ begin, bytes, true });
     *p = heap + begin;
     return cudaSuccess;
