@@ -4,6 +4,7 @@
 #include <stdlib.h>
 #include <string.h>
 
+#include "checkpoints/hash.h"
 #include "checkpoints/weights.h"
 #include "core/base/file.h"
 #include "core/model/params.h"
@@ -121,6 +122,23 @@ done:
     return ht_fail_while(st, "resuming from %s", path);
 }
 
+/* A kill between the rename of a checkpoint and that of LATEST leaves the hint behind. A run that
+ * is complete writes no other checkpoint: bring it up to date here. */
+static void update_hint(const struct ht_run *r, const char *path)
+{
+    char hint[HT_MAX_PATH + 400], line[64], *old = NULL;
+
+    if (ht_comm_rank(r->comm) != 0) return;
+    snprintf(hint, sizeof hint, "%s/LATEST", r->checkpoint_dir);
+    const int n = snprintf(line, sizeof line, "%s\n", strrchr(path, '/') + 1);
+    const bool same = ht_file_exists(hint) &&
+                      ht_file_read_regular(&old, NULL, hint, sizeof line) == HT_OK &&
+                      strcmp(old, line) == 0;
+    free(old);
+    if (!same && ht_file_publish(hint, line, (size_t)n) != HT_OK)
+        HT_WARN(r->log, "%s", ht_error_message());
+}
+
 enum ht_status ht_run_start(struct ht_run *r)
 {
     const char *resume = r->cfg->train.resume;
@@ -135,7 +153,10 @@ enum ht_status ht_run_start(struct ht_run *r)
         snprintf(path, sizeof path, "%s", resume);
     if (path[0]) {
         HT_TRY(start_from_checkpoint(r, path));
-        if (own) r->saved = r->step; // not written again
+        if (own) {
+            update_hint(r, path);
+            r->saved = r->step; // not written again
+        }
     } else {
         HT_TRY(r->cfg->train.init_from[0] ? start_from_weights(r) : start_random(r));
     }

@@ -142,6 +142,7 @@ resume_to_end() {
     [ -z "$from" ] || grep -q "resumed from .*: step $from," output || fail "not resumed from step $from"
     "$tests/ckpt_diff" runs/undisturbed/checkpoints/step-00000024 runs/stopped/checkpoints/step-00000024 >difference ||
         { cat difference; fail "the end differs from the undisturbed run's"; }
+    [ "$(cat runs/stopped/checkpoints/LATEST)" = step-00000024 ] || fail "LATEST is $(cat runs/stopped/checkpoints/LATEST)"
     [ -z "$want_inode" ] || [ "$want_inode" = "$(inode 24)" ] || fail "step 24 was saved a second time"
     say "  $phase: $(cat difference)"
     rm -rf runs/stopped
@@ -175,6 +176,7 @@ resume_to_end 24
 
 # all is done but the waiting for the disk: the run is complete
 interrupt "end" finish USR1 mpirun 0 "6 12 18 24" "done: 24 steps"
+echo step-00000018 >runs/stopped/checkpoints/LATEST # as a kill between two renames leaves it
 resume_to_end 24
 
 # mpirun's answer to SIGTERM: SIGTERM to its ranks T seconds later, SIGKILL T seconds after that, exit code 1. The run is
