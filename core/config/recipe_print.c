@@ -167,10 +167,12 @@ static const char exit_codes[] =
     "| 1 | failure at run time |\n"
     "| 2 | usage or recipe error; nothing was started |\n"
     "| 3 | bad input data or weights |\n"
+    "| 4 | there are checkpoints, but none can be used |\n"
     "| 5 | out of memory or disk |\n"
     "| 6 | a rank was lost or a collective timed out |\n"
     "| 7 | too many steps in a row that were not finite |\n"
-    "| 75 | stopped on request, checkpoint saved, start again to go on |\n";
+    "| 75 | stopped on request, checkpoint saved, start again to go on "
+    "(docs/checkpoints.md, Stopping) |\n";
 
 static const char *type_word(enum recipe_type t)
 {
