@@ -2,6 +2,7 @@
 #include <math.h>
 
 #include "attention/attention_cpu.h"
+#include "attention/attention_cuda.h"
 
 HT_ISA_DECLARE(ht_flash_fn, ht_flash_forward_cpu);
 HT_ISA_DECLARE(ht_flash_fn, ht_flash_backward_cpu);
@@ -15,6 +16,15 @@ static const struct {
 } ops[HT_BACKEND_COUNT] = {
     [HT_BACKEND_CPU] = { HT_ISA_ROW(ht_flash_forward_cpu), HT_ISA_ROW(ht_flash_backward_cpu),
                          HT_ISA_ROW(ht_kv_attention_cpu), HT_ISA_ROW(ht_rope_apply_cpu) },
+#ifdef HT_WITH_CUDA
+#define ANY_ISA(name)                                                                              \
+    {                                                                                              \
+        [0 ... HT_ISA_COUNT - 1] = name                                                            \
+    }
+    [HT_BACKEND_CUDA] = { ANY_ISA(ht_flash_forward_cuda), ANY_ISA(ht_flash_backward_cuda),
+                          ANY_ISA(ht_kv_attention_cuda), ANY_ISA(ht_rope_apply_cuda) },
+#undef ANY_ISA
+#endif
 };
 
 static enum ht_status unsupported(const char *what)
@@ -44,9 +54,15 @@ static enum ht_status check_heads(const char *what, int64_t n_heads, int64_t n_k
     return HT_OK;
 }
 
-static enum ht_status check_seqs(const char *what, const struct ht_seqs *s, int64_t n_tokens)
+/* On CUDA the starts are on the device, where only the kernels see them. */
+static enum ht_status check_seqs(const char *what, const struct ht_backend *be,
+                                 const struct ht_seqs *s, int64_t n_tokens)
 {
-    if (s->n_seqs < 1 || s->starts[0] != 0 || s->starts[s->n_seqs] != n_tokens)
+    if (s->n_seqs < 1 || n_tokens < s->n_seqs || n_tokens > INT32_MAX)
+        return HT_FAIL(HT_ERR_ARG, "%s: %lld sequences do not cover rows 0 to %lld", what,
+                       (long long)s->n_seqs, (long long)n_tokens);
+    if (be->kind != HT_BACKEND_CPU) return HT_OK;
+    if (s->starts[0] != 0 || s->starts[s->n_seqs] != n_tokens)
         return HT_FAIL(HT_ERR_ARG, "%s: %lld sequences do not cover rows 0 to %lld", what,
                        (long long)s->n_seqs, (long long)n_tokens);
     for (int64_t i = 0; i < s->n_seqs; i++)
@@ -64,25 +80,26 @@ static enum ht_status check_stride(const char *what, const char *name, int64_t s
                    (long long)stride, (long long)width);
 }
 
-static enum ht_status flash_check(const char *what, const struct ht_flash_args *a)
+static enum ht_status flash_check(const char *what, const struct ht_backend *be,
+                                  const struct ht_flash_args *a)
 {
     HT_TRY(check_dtype(what, a->dtype));
     HT_TRY(check_heads(what, a->n_heads, a->n_kv_heads, a->d_head, a->scale));
-    HT_TRY(check_seqs(what, &a->seqs, a->n_tokens));
+    HT_TRY(check_seqs(what, be, &a->seqs, a->n_tokens));
     return check_stride(what, "qkv_stride", a->qkv_stride,
                         (a->n_heads + 2 * a->n_kv_heads) * a->d_head);
 }
 
 enum ht_status ht_flash_forward(struct ht_backend *be, const struct ht_flash_args *a)
 {
-    HT_TRY(flash_check("flash_forward", a));
+    HT_TRY(flash_check("flash_forward", be, a));
     ht_flash_fn *fn = ops[be->kind].flash_forward[be->isa];
     return fn ? fn(be, a) : unsupported("flash_forward");
 }
 
 enum ht_status ht_flash_backward(struct ht_backend *be, const struct ht_flash_args *a)
 {
-    HT_TRY(flash_check("flash_backward", a));
+    HT_TRY(flash_check("flash_backward", be, a));
     HT_TRY(check_stride("flash_backward", "grad_qkv_stride", a->grad_qkv_stride,
                         (a->n_heads + 2 * a->n_kv_heads) * a->d_head));
     if (!a->lse || !a->o || !a->grad_o || !a->grad_qkv)
@@ -96,9 +113,9 @@ enum ht_status ht_kv_attention(struct ht_backend *be, const struct ht_kv_attenti
     const char *what = "kv_attention";
     HT_TRY(check_dtype(what, a->dtype));
     HT_TRY(check_heads(what, a->n_heads, a->n_kv_heads, a->d_head, a->scale));
-    HT_TRY(check_seqs(what, &a->seqs, a->n_tokens));
+    HT_TRY(check_seqs(what, be, &a->seqs, a->n_tokens));
     HT_TRY(check_stride(what, "q_stride", a->q_stride, a->n_heads * a->d_head));
-    for (int64_t s = 0; s < a->seqs.n_seqs; s++)
+    for (int64_t s = 0; s < a->seqs.n_seqs && be->kind == HT_BACKEND_CPU; s++)
         if (a->past[s] < 0)
             return HT_FAIL(HT_ERR_ARG, "kv_attention: sequence %lld has %lld past tokens",
                            (long long)s, (long long)a->past[s]);
@@ -115,7 +132,7 @@ enum ht_status ht_rope_apply(struct ht_backend *be, const struct ht_rope_args *a
     if (a->rope_dims < 0 || a->rope_dims > a->d_head || a->rope_dims % 2 != 0)
         return HT_FAIL(HT_ERR_ARG, "rope: rope_dims is %lld; must be even, from 0 to d_head = %lld",
                        (long long)a->rope_dims, (long long)a->d_head);
-    for (int64_t t = 0; t < a->n_tokens; t++)
+    for (int64_t t = 0; t < a->n_tokens && be->kind == HT_BACKEND_CPU; t++)
         if (a->pos[t] < 0 || a->pos[t] >= a->n_positions)
             return HT_FAIL(HT_ERR_ARG, "rope: token %lld has position %d; the table has 0 to %lld",
                            (long long)t, a->pos[t], (long long)a->n_positions - 1);
@@ -201,7 +218,9 @@ size_t ht_flash_scratch_bytes(const struct ht_flash_args *a, int n_threads)
     const int64_t forward = ht_attention_forward_floats(a->d_head);
     const int64_t backward = ht_attention_backward_floats(a->d_head, a->n_tokens);
     const int64_t floats = forward > backward ? forward : backward;
-    return ht_arena_bytes((size_t)floats * (size_t)n_threads * sizeof(float));
+    const size_t cpu = (size_t)floats * (size_t)n_threads * sizeof(float);
+    const size_t cuda = ht_attention_cuda_backward_bytes(a);
+    return ht_arena_bytes(cpu > cuda ? cpu : cuda); // for either backend
 }
 
 size_t ht_kv_attention_scratch_bytes(const struct ht_kv_attention_args *a, int n_threads)
@@ -214,5 +233,7 @@ size_t ht_kv_attention_scratch_bytes(const struct ht_kv_attention_args *a, int n
         if (ht_attention_is_decode(&a->seqs, s)) blocks += ht_attention_key_blocks(a->past[s] + 1);
     const size_t partial =
         (size_t)(blocks * a->n_heads * ht_attention_decode_slot(a->d_head)) * sizeof(float);
-    return ht_arena_bytes(tiles) + ht_arena_bytes(partial);
+    const size_t cpu = ht_arena_bytes(tiles) + ht_arena_bytes(partial);
+    const size_t cuda = ht_arena_bytes(ht_attention_cuda_decode_bytes(a));
+    return cpu > cuda ? cpu : cuda; // for either backend
 }
