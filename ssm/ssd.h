@@ -55,6 +55,15 @@ enum ht_status ht_ssd_backward(struct ht_backend *be, const struct ht_ssd_args *
 size_t ht_ssd_forward_scratch_bytes(const struct ht_ssd_args *a);
 size_t ht_ssd_backward_scratch_bytes(const struct ht_ssd_args *a);
 
+/* The same on the CUDA backend (arithmetic only: no GPU is needed to ask). The backward's suffices for
+ * n_tokens / 64 or seqs.n_seqs sequences, whichever is more (starts are not read); with other amounts
+ * it works on more or fewer heads at a time, and HT_ERR_MEMORY below one block of heads.
+ *
+ * CUDA kernels work in chunks of 64 tokens whatever `chunk` says. Rows of x, B, C, y, grad_y, grad_x,
+ * grad_B and grad_C must start at multiples of 16 bytes (HT_ERR_ARG). */
+size_t ht_ssd_forward_scratch_bytes_cuda(const struct ht_ssd_args *a);
+size_t ht_ssd_backward_scratch_bytes_cuda(const struct ht_ssd_args *a);
+
 /* One token for each of n_tokens sequences (decode, spec 4.3), state updated in place at
  * state + slot[i] * H*P*N; slot -1 is a padding row: y = 0, no state touched. Uses x, B, C, dt_raw, dt_bias,
  * A_log, D, y, strides and the clamp of `a`; seqs and chunk are ignored. slot NULL means slot[i] = i. No two

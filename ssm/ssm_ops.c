@@ -13,6 +13,21 @@ static const struct ht_ssm_ops table[HT_BACKEND_COUNT] = {
         .gated_norm_forward = HT_ISA_ROW(ht_gated_norm_forward_cpu),
         .gated_norm_backward = HT_ISA_ROW(ht_gated_norm_backward_cpu),
     },
+#ifdef HT_WITH_CUDA
+#define ALL_LEVELS(name)                                                                           \
+    {                                                                                              \
+        [0 ... HT_ISA_COUNT - 1] = name                                                            \
+    } // of the CPU: they do not matter here
+    [HT_BACKEND_CUDA] = {
+        .conv1d_forward = ALL_LEVELS(ht_conv1d_forward_cuda),
+        .conv1d_backward = ALL_LEVELS(ht_conv1d_backward_cuda),
+        .ssd_forward = ALL_LEVELS(ht_ssd_forward_cuda),
+        .ssd_backward = ALL_LEVELS(ht_ssd_backward_cuda),
+        .ssd_step = ALL_LEVELS(ht_ssd_step_cuda),
+        .gated_norm_forward = ALL_LEVELS(ht_gated_norm_forward_cuda),
+        .gated_norm_backward = ALL_LEVELS(ht_gated_norm_backward_cuda),
+    },
+#endif
 };
 
 const struct ht_ssm_ops *ht_ssm_ops_get(enum ht_backend_kind kind)
@@ -60,11 +75,19 @@ static enum ht_status check_stride(const char *op, const char *what, int64_t str
                    stride, width);
 }
 
-static enum ht_status check_seqs(const char *op, const struct ht_seqs *s, int64_t n_tokens)
+static enum ht_status check_seqs(const struct ht_backend *be, const char *op,
+                                 const struct ht_seqs *s, int64_t n_tokens)
 {
     if (s->n_seqs < 1 || !s->starts)
         return HT_FAIL(HT_ERR_ARG, "%s: n_seqs is %" PRId64 ", starts is %s; at least one sequence",
                        op, s->n_seqs, s->starts ? "there" : "NULL");
+    if (be->kind == HT_BACKEND_CUDA) { // starts are device memory; kernels count with int
+        if (n_tokens <= INT32_MAX && s->n_seqs <= n_tokens) return HT_OK;
+        return HT_FAIL(HT_ERR_ARG,
+                       "%s: %" PRId64 " tokens in %" PRId64 " sequences; at most %d tokens, and a "
+                       "token in every sequence",
+                       op, n_tokens, s->n_seqs, INT32_MAX);
+    }
     if (s->starts[0] != 0 || s->starts[s->n_seqs] != n_tokens)
         return HT_FAIL(HT_ERR_ARG,
                        "%s: sequences cover rows %d to %d; they must cover 0 to %" PRId64, op,
@@ -95,7 +118,8 @@ static bool overlaps(const void *a, int64_t a_stride, const void *b, int64_t b_s
 
 /* ---- convolution ---- */
 
-static enum ht_status conv1d_check(const char *op, const struct ht_conv1d_args *a)
+static enum ht_status conv1d_check(const struct ht_backend *be, const char *op,
+                                   const struct ht_conv1d_args *a)
 {
     if (a->d_conv < 2 || a->d_conv > 4)
         return HT_FAIL(HT_ERR_ARG, "%s: d_conv is %" PRId64 "; it must be 2, 3 or 4", op,
@@ -105,7 +129,7 @@ static enum ht_status conv1d_check(const char *op, const struct ht_conv1d_args *
                        a->n_channels);
     HT_TRY(check_stride(op, "x_stride", a->x_stride, a->n_channels));
     HT_TRY(CHECK_POINTERS(op, { "x", a->x }, { "w", a->w }));
-    return check_seqs(op, &a->seqs, a->n_tokens);
+    return check_seqs(be, op, &a->seqs, a->n_tokens);
 }
 
 enum ht_status ht_conv1d_forward(struct ht_backend *be, const struct ht_conv1d_args *a)
@@ -115,7 +139,7 @@ enum ht_status ht_conv1d_forward(struct ht_backend *be, const struct ht_conv1d_a
 
     HT_TRY(row(&ops, be, op, a->dtype));
     if (a->n_tokens == 0) return HT_OK;
-    HT_TRY(conv1d_check(op, a));
+    HT_TRY(conv1d_check(be, op, a));
     HT_TRY(CHECK_POINTERS(op, { "y", a->y }));
     HT_TRY(check_stride(op, "y_stride", a->y_stride, a->n_channels));
     if (overlaps(a->x, a->x_stride, a->y, a->y_stride, a->n_tokens, a->n_channels, a->dtype))
@@ -130,7 +154,7 @@ enum ht_status ht_conv1d_backward(struct ht_backend *be, const struct ht_conv1d_
 
     HT_TRY(row(&ops, be, op, a->dtype));
     if (a->n_tokens == 0) return HT_OK;
-    HT_TRY(conv1d_check(op, a));
+    HT_TRY(conv1d_check(be, op, a));
     HT_TRY(CHECK_POINTERS(op, { "grad_y", a->grad_y }, { "grad_x", a->grad_x },
                           { "grad_w", a->grad_w }));
     HT_TRY(check_stride(op, "grad_y_stride", a->grad_y_stride, a->n_channels));
@@ -182,13 +206,14 @@ static enum ht_status ssd_check(const char *op, const struct ht_ssd_args *a)
                           { "dt_bias", a->dt_bias }, { "A_log", a->A_log }, { "D", a->D });
 }
 
-static enum ht_status ssd_check_chunk(const char *op, const struct ht_ssd_args *a)
+static enum ht_status ssd_check_chunk(const struct ht_backend *be, const char *op,
+                                      const struct ht_ssd_args *a)
 {
     if (a->chunk < 16 || a->chunk > 256 || (a->chunk & (a->chunk - 1)) != 0)
         return HT_FAIL(HT_ERR_ARG,
                        "%s: chunk is %" PRId64 "; it must be a power of two from 16 to 256", op,
                        a->chunk);
-    return check_seqs(op, &a->seqs, a->n_tokens);
+    return check_seqs(be, op, &a->seqs, a->n_tokens);
 }
 
 enum ht_status ht_ssd_forward(struct ht_backend *be, const struct ht_ssd_args *a)
@@ -199,7 +224,7 @@ enum ht_status ht_ssd_forward(struct ht_backend *be, const struct ht_ssd_args *a
     HT_TRY(row(&ops, be, op, a->dtype));
     if (a->n_tokens == 0) return HT_OK;
     HT_TRY(ssd_check(op, a));
-    HT_TRY(ssd_check_chunk(op, a));
+    HT_TRY(ssd_check_chunk(be, op, a));
     HT_TRY(CHECK_POINTERS(op, { "y", a->y }));
     HT_TRY(check_stride(op, "y_stride", a->y_stride, a->n_heads * a->d_head));
     return ops->ssd_forward[be->isa](be, a);
@@ -213,7 +238,7 @@ enum ht_status ht_ssd_backward(struct ht_backend *be, const struct ht_ssd_args *
     HT_TRY(row(&ops, be, op, a->dtype));
     if (a->n_tokens == 0) return HT_OK;
     HT_TRY(ssd_check(op, a));
-    HT_TRY(ssd_check_chunk(op, a));
+    HT_TRY(ssd_check_chunk(be, op, a));
     HT_TRY(CHECK_POINTERS(op, { "grad_y", a->grad_y }, { "grad_x", a->grad_x },
                           { "grad_B", a->grad_B }, { "grad_C", a->grad_C },
                           { "grad_dt_raw", a->grad_dt_raw }, { "grad_dt_bias", a->grad_dt_bias },
@@ -236,7 +261,8 @@ enum ht_status ht_ssd_step(struct ht_backend *be, const struct ht_ssd_args *a, f
     HT_TRY(ssd_check(op, a));
     HT_TRY(CHECK_POINTERS(op, { "y", a->y }, { "state", state }));
     HT_TRY(check_stride(op, "y_stride", a->y_stride, a->n_heads * a->d_head));
-    for (int64_t i = 0; slot && i < a->n_tokens; i++)
+    const bool readable = slot && be->kind == HT_BACKEND_CPU;
+    for (int64_t i = 0; readable && i < a->n_tokens; i++)
         if (slot[i] < -1)
             return HT_FAIL(HT_ERR_ARG,
                            "%s: slot[%" PRId64 "] is %d; it must be -1 or a state's number", op, i,

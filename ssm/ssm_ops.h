@@ -25,6 +25,13 @@ HT_ISA_DECLARE(ht_ssd_step_fn, ht_ssd_step_cpu);
 HT_ISA_DECLARE(ht_gated_norm_fn, ht_gated_norm_forward_cpu);
 HT_ISA_DECLARE(ht_gated_norm_fn, ht_gated_norm_backward_cpu);
 
+#ifdef HT_WITH_CUDA
+ht_conv1d_fn ht_conv1d_forward_cuda, ht_conv1d_backward_cuda;
+ht_ssd_fn ht_ssd_forward_cuda, ht_ssd_backward_cuda;
+ht_ssd_step_fn ht_ssd_step_cuda;
+ht_gated_norm_fn ht_gated_norm_forward_cuda, ht_gated_norm_backward_cuda;
+#endif
+
 struct ht_ssm_ops {
     ht_conv1d_fn *conv1d_forward[HT_ISA_COUNT];
     ht_conv1d_fn *conv1d_backward[HT_ISA_COUNT];

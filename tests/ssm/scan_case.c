@@ -325,7 +325,7 @@ void scan_case_check_forward(const struct scan_case *k)
     plain16_free(&p);
 }
 
-void scan_case_check_backward(const struct scan_case *k)
+static void check_gradients(const struct scan_case *k, bool sums)
 {
     const int64_t H = k->shape.H, HP = H * k->shape.P, GN = k->shape.G * k->shape.N;
     const int64_t PN = k->shape.P * k->shape.N;
@@ -338,12 +338,65 @@ void scan_case_check_backward(const struct scan_case *k)
     check_rows(&k->grad_rows, k->T, k->width, HP + GN, GN, r->grad_C, p.grad_C, half, "grad_C");
     check_rows(&k->grad_dt_raw, k->T, H + PAD, 0, H, r->grad_dt_raw, p.grad_dt_raw, half,
                "grad_dt_raw");
-    check_rows(&k->grad_dt_bias, 1, H, 0, H, r->grad_dt_bias, p.grad_dt_bias, half, "grad_dt_bias");
-    check_rows(&k->grad_A_log, 1, H, 0, H, r->grad_A_log, p.grad_A_log, half, "grad_A_log");
-    check_rows(&k->grad_D, 1, H, 0, H, r->grad_D, p.grad_D, half, "grad_D");
     check_rows(&k->grad_init, r->n_seqs * H, PN, 0, PN, r->grad_init, p.grad_init, half,
                "grad_init_state");
+    if (sums) {
+        check_rows(&k->grad_dt_bias, 1, H, 0, H, r->grad_dt_bias, p.grad_dt_bias, half,
+                   "grad_dt_bias");
+        check_rows(&k->grad_A_log, 1, H, 0, H, r->grad_A_log, p.grad_A_log, half, "grad_A_log");
+        check_rows(&k->grad_D, 1, H, 0, H, r->grad_D, p.grad_D, half, "grad_D");
+    }
     plain16_free(&p);
+}
+
+void scan_case_check_backward(const struct scan_case *k)
+{
+    check_gradients(k, true);
+}
+
+/* Square of what plain 16-bit code loses on average in the sums over tokens, over heads and several
+ * draws of data. */
+static void plain16_of_sums(double (*loss)[3], const struct scan_case *k, enum scan_data data)
+{
+    enum { DRAWS = 8 };
+    const int64_t H = k->shape.H;
+
+    memset(loss, 0, sizeof *loss);
+    for (uint64_t seed = 0; seed < DRAWS; seed++) {
+        struct scan_case c = scan_case_make(&k->shape, data, k->rows.dtype, 100 + seed);
+        scan_case_reference(&c);
+        struct ssm_ref_scan p = plain16_of(&c);
+        for (int64_t h = 0; h < H; h++) {
+            const double e[3] = { p.grad_dt_bias[h] - c.ref.grad_dt_bias[h],
+                                  p.grad_A_log[h] - c.ref.grad_A_log[h],
+                                  p.grad_D[h] - c.ref.grad_D[h] };
+            for (int i = 0; i < 3; i++) (*loss)[i] += e[i] * e[i] / (double)(DRAWS * H);
+        }
+        plain16_free(&p);
+        scan_case_free(&c);
+    }
+}
+
+void scan_case_check_backward_of(const struct scan_case *k, enum scan_data data)
+{
+    const struct tensor *ours[3] = { &k->grad_dt_bias, &k->grad_A_log, &k->grad_D };
+    const double *want[3] = { k->ref.grad_dt_bias, k->ref.grad_A_log, k->ref.grad_D };
+    static const char *const names[3] = { "grad_dt_bias", "grad_A_log", "grad_D" };
+    double loss[3];
+
+    if (k->rows.dtype != HT_DTYPE_BF16) {
+        check_gradients(k, true);
+        return;
+    }
+    check_gradients(k, false);
+    plain16_of_sums(&loss, k, data);
+    for (int i = 0; i < 3; i++) {
+        const double slack = 1e-5 * (max_abs(want[i], k->shape.H) + 1e-3);
+        for (int64_t h = 0; h < k->shape.H; h++)
+            ck_assert_msg(fabs(tensor_at(ours[i], h) - want[i][h]) <= slack + 4.0 * sqrt(loss[i]),
+                          "%s[%lld]: error %.3g; plain 16-bit code loses %.3g", names[i],
+                          (long long)h, fabs(tensor_at(ours[i], h) - want[i][h]), sqrt(loss[i]));
+    }
 }
 
 void scan_case_same_bits(const struct scan_case *a, const struct scan_case *b)

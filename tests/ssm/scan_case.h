@@ -49,6 +49,10 @@ void scan_case_backward(struct scan_case *k, enum ht_isa isa, int n_threads);
 void scan_case_check_forward(const struct scan_case *k);
 void scan_case_check_backward(const struct scan_case *k);
 
+/* The same, for few heads: a sum over all tokens is then a single draw, and what plain 16-bit code
+ * loses in it is taken over several draws of `data` (each head within four times that). */
+void scan_case_check_backward_of(const struct scan_case *k, enum scan_data data);
+
 /* All results of two cases are the same bytes. */
 void scan_case_same_bits(const struct scan_case *a, const struct scan_case *b);
 

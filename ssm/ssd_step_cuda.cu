@@ -1,0 +1,128 @@
+/* ssm/ssd_step_cuda.cu: one token of many sequences (spec 4.3), states updated in place.
+ *
+ *   S = exp(dt A) S + (dt x) (outer) B     y = S C + D x
+ *
+ * One thread block per token and head; a warp owns rows of the state, four at a time, 16 bytes per
+ * lane: B and C in registers, y by a sum over the warp. Bound by memory: 8 P N bytes per token and
+ * head for 5 P N FLOP (1.05 MB per layer and sequence at Bamba's shape). Slots are read on the
+ * device, so that the composition of a batch changes without moving states; -1 is a padding row.
+ */
+#include "ssm/rows_cuda.h"
+
+namespace {
+
+constexpr int kThreads = 128, kRows = 4;
+constexpr int kParts = 2; // of 128 columns: d_state up to 256
+
+struct step_args {
+    int n_heads, d_head, d_state, of_group;
+    const void *x, *B, *C, *dt_raw;
+    int64_t x_stride, dt_stride, y_stride;
+    const float *dt_bias, *A_log, *D;
+    float lo, hi;
+    void *y;
+    float *state;
+    const int32_t *slot;
+};
+
+template <typename T>
+__global__ void __launch_bounds__(kThreads) ssd_step_kernel(step_args a)
+{
+    const int64_t i = blockIdx.x / (unsigned)a.n_heads;
+    const int head = (int)(blockIdx.x % (unsigned)a.n_heads), P = a.d_head, N = a.d_state;
+    const int warp = (int)threadIdx.x / kWarp, lane = (int)threadIdx.x % kWarp;
+    const int64_t slot = a.slot ? a.slot[i] : i;
+    T *y = (T *)a.y + i * a.y_stride + head * P;
+
+    if (slot < 0) {
+        for (int p = (int)threadIdx.x; p < P; p += kThreads) y[p] = from_f32<T>(0.0f);
+        return;
+    }
+    const float v = to_f32(((const T *)a.dt_raw)[i * a.dt_stride + head]) + a.dt_bias[head];
+    const float soft = v > 20.0f ? v : log1pf(expf(v));
+    const float dt = soft < a.lo ? a.lo : soft > a.hi ? a.hi : soft; // a NaN passes through
+    const float decay = expf(dt * -expf(a.A_log[head])), D = a.D[head];
+    const T *x = (const T *)a.x + i * a.x_stride + head * P;
+    const int64_t of_group = i * a.x_stride + head / a.of_group * N;
+    float *state = a.state + (slot * a.n_heads + head) * P * N;
+    float B[kParts][4], C[kParts][4];
+
+#pragma unroll
+    for (int k = 0; k < kParts; k++) {
+        const int n = (k * kWarp + lane) * 4;
+#pragma unroll
+        for (int e = 0; e < 4; e++) B[k][e] = C[k][e] = 0.0f;
+        if (n < N) {
+            load4(B[k], (const T *)a.B + of_group + n);
+            load4(C[k], (const T *)a.C + of_group + n);
+        }
+    }
+    for (int p0 = warp * kRows; p0 < P; p0 += kThreads / kWarp * kRows) { // P is a multiple of 8
+        float s[kRows][kParts][4], sum[kRows], xs[kRows];
+#pragma unroll
+        for (int r = 0; r < kRows; r++) {
+            xs[r] = to_f32(x[p0 + r]);
+            sum[r] = 0.0f;
+#pragma unroll
+            for (int k = 0; k < kParts; k++)
+                if ((k * kWarp + lane) * 4 < N)
+                    load4(s[r][k], state + (int64_t)(p0 + r) * N + (k * kWarp + lane) * 4);
+        }
+#pragma unroll
+        for (int r = 0; r < kRows; r++) {
+#pragma unroll
+            for (int k = 0; k < kParts; k++) {
+                if ((k * kWarp + lane) * 4 >= N) continue;
+#pragma unroll
+                for (int e = 0; e < 4; e++) {
+                    s[r][k][e] = decay * s[r][k][e] + dt * xs[r] * B[k][e];
+                    sum[r] += s[r][k][e] * C[k][e];
+                }
+                store4(state + (int64_t)(p0 + r) * N + (k * kWarp + lane) * 4, s[r][k]);
+            }
+            sum[r] = warp_sum(sum[r]);
+            if (lane == 0) y[p0 + r] = from_f32<T>(sum[r] + D * xs[r]);
+        }
+    }
+}
+
+template <typename T>
+enum ht_status launch(struct ht_backend *be, const struct ht_ssd_args *a, float *state,
+                      const int32_t *slot)
+{
+    step_args k;
+    k.n_heads = (int)a->n_heads;
+    k.d_head = (int)a->d_head;
+    k.d_state = (int)a->d_state;
+    k.of_group = (int)(a->n_heads / a->n_groups);
+    k.x = a->x;
+    k.B = a->B;
+    k.C = a->C;
+    k.dt_raw = a->dt_raw;
+    k.x_stride = a->x_stride;
+    k.dt_stride = a->dt_stride;
+    k.y_stride = a->y_stride;
+    k.dt_bias = a->dt_bias;
+    k.A_log = a->A_log;
+    k.D = a->D;
+    k.lo = a->dt_min;
+    k.hi = a->dt_max;
+    k.y = a->y;
+    k.state = state;
+    k.slot = slot;
+    HT_LAUNCH(be, ssd_step_kernel<T>, (unsigned)(a->n_tokens * a->n_heads), kThreads, 0, k);
+    return ht_cuda_check_launch(be, "ssd_step");
+}
+
+} // namespace
+
+extern "C" enum ht_status ht_ssd_step_cuda(struct ht_backend *be, const struct ht_ssd_args *a,
+                                           float *state, const int32_t *slot)
+{
+    const char *op = "ssd_step";
+
+    HT_TRY(check_rows_aligned(op, "B", a->B, a->x_stride, a->dtype));
+    HT_TRY(check_rows_aligned(op, "C", a->C, a->x_stride, a->dtype));
+    HT_TRY(check_rows_aligned(op, "state", state, a->d_state, HT_DTYPE_F32));
+    return HT_DISPATCH(a->dtype, op, launch, be, a, state, slot);
+}
