@@ -41,4 +41,10 @@ enum ht_status ht_weights_read(struct ht_weights *w, const struct ht_tensor_list
                                const struct ht_tensor_info *t, int64_t row0, int64_t n_rows,
                                void *out, enum ht_dtype dtype);
 
+struct ht_h5_pages;
+
+/* The HDF5 structure of weights.h5 for the tensors of m; the places of datasets go to their parts.
+ */
+enum ht_status ht_weights_h5_structure(struct ht_h5_pages *pages, struct ht_wf_manifest *m);
+
 #endif
