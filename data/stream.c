@@ -85,10 +85,10 @@ int ht_stream_mark_words(const struct ht_stream *s)
 
 void ht_cursor_mark(const struct ht_cursor *c, const struct ht_stream *s, int64_t *mark)
 {
-    uint64_t used_up = 0;
+    uint64_t used_up = 0, bit = 1;
 
-    for (int d = 0; d < s->n_datasets; d++) {
-        used_up |= (uint64_t)(c->scaled[d] != s->scaled[d]) << d;
+    for (int d = 0; d < s->n_datasets; d++, bit <<= 1) {
+        if (c->scaled[d] != s->scaled[d]) used_up |= bit;
         mark[3 + 2 * d] = c->visited[d];
         mark[4 + 2 * d] = c->tokens[d];
     }
@@ -100,12 +100,13 @@ void ht_cursor_mark(const struct ht_cursor *c, const struct ht_stream *s, int64_
 void ht_cursor_go_to(struct ht_cursor *c, const struct ht_stream *s, const int64_t *mark)
 {
     const uint64_t used_up = (uint64_t)mark[0];
+    uint64_t bit = 1;
 
     c->taken = 0;
-    for (int d = 0; d < s->n_datasets; d++) {
+    for (int d = 0; d < s->n_datasets; d++, bit <<= 1) {
         const int64_t visited = mark[3 + 2 * d], n_docs = s->dataset[d].n_docs;
         const int64_t epoch = visited > 0 ? (visited - 1) / n_docs : 0;
-        c->scaled[d] = used_up >> d & 1 ? 0 : s->scaled[d];
+        c->scaled[d] = used_up & bit ? 0 : s->scaled[d];
         c->visited[d] = visited;
         c->doc[d] = visited - epoch * n_docs;
         c->tokens[d] = mark[4 + 2 * d];
