@@ -28,7 +28,9 @@ struct ht_encoder {
     struct ht_bytes normal, scratch, stage_text[HT_TOKENIZER_MAX_STAGES];
     struct ht_bpe_work bpe;
     struct cached_word *cache;
-    struct ht_ids *out; // of the running call
+    struct ht_ids *out;         // of the running call
+    const char *base;           // of the running call: the text that guard is about
+    const unsigned char *guard; // NULL: special tokens are found everywhere
 };
 
 static enum ht_status reserve(struct ht_ids *a, int64_t n)
@@ -312,8 +314,10 @@ static bool stands_alone(const char *text, size_t n, size_t start, size_t end)
     return !is_word_char(text + before, start - before);
 }
 
-/* The longest added token that starts at p, or -1. */
-static int32_t longest_added(const struct ht_trie *r, const char *p, size_t n, size_t *len)
+/* The longest added token that starts at p, or -1; a special one only where no byte is guarded
+ * (guard may be NULL). */
+static int32_t longest_added(const struct ht_tokenizer *t, const struct ht_trie *r, const char *p,
+                             size_t n, const unsigned char *guard, bool open, size_t *len)
 {
     uint64_t node = 0;
     int32_t found = -1;
@@ -323,7 +327,8 @@ static int32_t longest_added(const struct ht_trie *r, const char *p, size_t n, s
         while (r->keys[i] != key && r->keys[i] != UINT64_MAX) i = (i + 1) & r->mask;
         if (r->keys[i] != key) break;
         node = (uint64_t)r->next[i];
-        if (r->added[node] >= 0) {
+        if (guard && guard[k]) open = false;
+        if (r->added[node] >= 0 && (open || !t->added[r->added[node]].special)) {
             found = r->added[node];
             *len = k + 1;
         }
@@ -338,11 +343,16 @@ static enum ht_status encode_section(struct ht_encoder *e, int pass, const char 
 {
     const struct ht_tokenizer *t = e->t;
     const struct ht_trie *r;
+    bool open = true;
     size_t done = 0, at = 0, len = 0;
 
     if (n == 0) return HT_OK;
     if (pass == 2) return run_stage(e, 0, text, n, first);
+    const unsigned char *guard = e->guard ? e->guard + (text - e->base) : NULL;
     if (pass == 1 && t->n_norms > 0) {
+        open = !guard ||
+               !memchr(guard, 1, n); // normalizing moves bytes: all of the section or nothing
+        guard = NULL;
         HT_TRY(ht_tokenizer_normalize(t, e->norm_work, &e->normal, &e->scratch, text, n));
         text = e->normal.p;
         n = e->normal.n;
@@ -351,7 +361,8 @@ static enum ht_status encode_section(struct ht_encoder *e, int pass, const char 
     while (r->n_nodes > 1) {
         while (at < n && !r->first[(unsigned char)text[at]]) at++;
         if (at >= n) break;
-        const int32_t k = longest_added(r, text + at, n - at, &len);
+        const int32_t k =
+            longest_added(t, r, text + at, n - at, guard ? guard + at : NULL, open, &len);
         if (k < 0) {
             at++;
             continue;
@@ -382,6 +393,7 @@ enum ht_status ht_encode(struct ht_encoder *e, const char *text, size_t n_bytes,
     if (n_bytes > PTRDIFF_MAX / 16)
         return HT_FAIL(HT_ERR_ARG, "text of %zu bytes to encode", n_bytes);
     e->out = out;
+    e->guard = NULL;
     HT_TRY(ht_utf8_repair(&repaired, &n_bytes, text, n_bytes));
     if (add_special) HT_TRY_GOTO(st, done, ht_ids_append(out, e->t->prefix.ids, e->t->prefix.n));
     HT_TRY_GOTO(st, done, encode_section(e, 0, repaired ? repaired : text, n_bytes, true));
@@ -389,6 +401,30 @@ enum ht_status ht_encode(struct ht_encoder *e, const char *text, size_t n_bytes,
 done:
     if (st != HT_OK) out->n = n_before;
     free(repaired);
+    return st;
+}
+
+enum ht_status ht_encode_guarded(struct ht_encoder *e, const char *text, size_t n_bytes,
+                                 const unsigned char *guard, struct ht_ids *out)
+{
+    enum ht_status st = HT_OK;
+    const int64_t n_before = out->n;
+    char *repaired = NULL;
+    size_t n = n_bytes;
+
+    if (n_bytes > PTRDIFF_MAX / 16)
+        return HT_FAIL(HT_ERR_ARG, "text of %zu bytes to encode", n_bytes);
+    HT_TRY(ht_utf8_repair(&repaired, &n, text, n_bytes));
+    if (repaired) {
+        free(repaired);
+        return HT_FAIL(HT_ERR_ARG, "text of %zu bytes that is not UTF-8", n_bytes);
+    }
+    e->out = out;
+    e->base = text;
+    e->guard = guard;
+    st = encode_section(e, 0, text, n_bytes, true);
+    e->guard = NULL;
+    if (st != HT_OK) out->n = n_before;
     return st;
 }
 
