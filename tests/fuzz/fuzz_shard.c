@@ -19,6 +19,30 @@ static int64_t places[MAX_PLACES]; // header values, text_bytes, offsets, checks
 static int n_places;
 static int64_t offsets_at, checksum_at, header_hash_at;
 
+/* HDF5's object headers, each before its checksum, whose function the library exports. */
+uint32_t H5_checksum_metadata(const void *data, size_t n, uint32_t initval);
+enum { MAX_OBJECTS = 32 };
+static struct {
+    int64_t at, end;
+} objects[MAX_OBJECTS];
+static int n_objects;
+
+static void find_objects(void)
+{
+    for (int64_t at = 0; at + 8 < trailer.hdf5_bytes; at++) {
+        if (memcmp(good + at, "OHDR", 4) != 0 && memcmp(good + at, "OCHK", 4) != 0) continue;
+        for (int64_t end = at + 4; end + 4 <= trailer.hdf5_bytes; end++) {
+            const uint32_t sum = H5_checksum_metadata(good + at, (size_t)(end - at), 0);
+            if (memcmp(good + end, &sum, 4) != 0) continue;
+            if (n_objects == MAX_OBJECTS) abort();
+            objects[n_objects].at = at;
+            objects[n_objects++].end = end;
+            break;
+        }
+    }
+    FUZZ_HOLDS(n_objects >= 5); // the root and four arrays
+}
+
 static int64_t find_value(int64_t from, int64_t value)
 {
     for (int64_t at = from; at + 8 <= trailer.hdf5_bytes; at++)
@@ -64,6 +88,7 @@ static void learn(void)
     offsets_at =
         (unsigned char *)memmem(good, (size_t)trailer.hdf5_bytes, offsets, sizeof offsets) - good;
     checksum_at = find_value(0, (int64_t)checksum);
+    find_objects();
     for (int i = 0; i <= SMALL_DOCS; i++) places[n_places++] = offsets_at + 8 * i;
     places[n_places++] = checksum_at;
 }
@@ -142,6 +167,11 @@ static enum ht_status patched(const uint8_t *data, size_t n)
     memcpy(&h.text_bytes, file + places[6], 8);
     const uint64_t header_hash = ht_shard_header_hash(&h);
     memcpy(file + header_hash_at, &header_hash, 8);
+    for (int i = 0; i < n_objects; i++) {
+        const int64_t from = objects[i].at, to = objects[i].end;
+        const uint32_t sum = H5_checksum_metadata(file + from, (size_t)(to - from), 0);
+        memcpy(file + to, &sum, 4);
+    }
     if (t.tokens_at >= 0 && t.tokens_bytes >= 0 && t.tokens_at <= (int64_t)n_hdf5 &&
         t.tokens_bytes <= (int64_t)n_hdf5 - t.tokens_at) {
         const size_t end = (size_t)(t.tokens_at + t.tokens_bytes);
