@@ -29,7 +29,6 @@ extern "C" {
 #include "attention/attention_cuda.h"
 }
 
-namespace {
 struct backward_params_base {
     int64_t qkv_stride, o_stride, grad_stride; // elements
     int64_t n_tokens;
@@ -49,7 +48,7 @@ struct backward_params : backward_params_base {
  * the accumulators of grad_k and grad_v do not fit: two warps share 16 rows, each has half the
  * columns, and both compute S and dP. */
 template <typename T, int kD, bool kOwnKeys>
-struct tiling {
+struct backward_tiling {
     static constexpr int kBytes = kD * (int)sizeof(T); // of a row
     static constexpr int kOwned = kBytes == 1024 ? 32 : 64;
     static constexpr int kStream = 8192 / kBytes;
@@ -63,7 +62,7 @@ struct tiling {
 constexpr int kRowLanes = 16, kRowThreads = 256;
 
 template <typename T>
-__global__ void __launch_bounds__(kRowThreads)
+static __global__ void __launch_bounds__(kRowThreads)
     flash_row_sums_kernel(float2 *out, const T *o, const T *grad_o, const float *lse,
                           int64_t n_tokens, int n_heads, int d_head)
 {
@@ -87,8 +86,8 @@ __global__ void __launch_bounds__(kRowThreads)
 /* Scores to P, dP to dS; s and dp hold owned rows x streamed rows. `stat(n, i)` gives the query
  * row's pair for an element, `hidden(n, i)` whether its key lies in the query's future. */
 template <int kN, typename Stat, typename Hidden>
-__device__ __forceinline__ void probabilities(float (&s)[kN][4], float scale_log2, Stat stat,
-                                              Hidden hidden, bool masked)
+static __device__ __forceinline__ void probabilities(float (&s)[kN][4], float scale_log2, Stat stat,
+                                                     Hidden hidden, bool masked)
 {
 #pragma unroll
     for (int n = 0; n < kN; n++)
@@ -100,10 +99,10 @@ __device__ __forceinline__ void probabilities(float (&s)[kN][4], float scale_log
 }
 
 template <typename T, int kD, bool kOwnKeys>
-__global__ void __launch_bounds__((tiling<T, kD, kOwnKeys>::kThreads))
+static __global__ void __launch_bounds__((backward_tiling<T, kD, kOwnKeys>::kThreads))
     flash_backward_kernel(const backward_params<T> p)
 {
-    using C = tiling<T, kD, kOwnKeys>;
+    using C = backward_tiling<T, kD, kOwnKeys>;
     constexpr int kOwned = C::kOwned, kStream = C::kStream, kThreads = C::kThreads;
     constexpr int kN = kStream / 8, kOut = kD / 8 / C::kHalves;
     HT_SHARED_DYNAMIC(unsigned char, smem);
@@ -245,9 +244,9 @@ __global__ void __launch_bounds__((tiling<T, kD, kOwnKeys>::kThreads))
 }
 
 template <typename T, int kD, bool kOwnKeys>
-enum ht_status launch_walk(struct ht_backend *be, const backward_params<T> &p)
+static enum ht_status launch_walk(struct ht_backend *be, const backward_params<T> &p)
 {
-    using C = tiling<T, kD, kOwnKeys>;
+    using C = backward_tiling<T, kD, kOwnKeys>;
     const int64_t owners = kOwnKeys ? p.n_heads / p.group : p.n_heads;
     const int64_t blocks = tile_slots(p.n_tokens, p.n_seqs, C::kOwned) * owners;
     if (blocks > INT_MAX)
@@ -259,14 +258,14 @@ enum ht_status launch_walk(struct ht_backend *be, const backward_params<T> &p)
 }
 
 template <typename T, int kD>
-enum ht_status launch(struct ht_backend *be, const backward_params<T> &p)
+static enum ht_status launch(struct ht_backend *be, const backward_params<T> &p)
 {
     HT_TRY((launch_walk<T, kD, true>(be, p)));
     return launch_walk<T, kD, false>(be, p);
 }
 
 template <typename T>
-enum ht_status backward(struct ht_backend *be, const struct ht_flash_args *a)
+static enum ht_status backward(struct ht_backend *be, const struct ht_flash_args *a)
 {
     const int64_t d = a->d_head, n_rows = a->n_tokens * a->n_heads;
     const T *row = static_cast<const T *>(a->qkv);
@@ -306,7 +305,6 @@ enum ht_status backward(struct ht_backend *be, const struct ht_flash_args *a)
     HT_TRY(ht_cuda_check_launch(be, "flash_row_sums"));
     return HT_D_HEAD_SWITCH(p.d_head, launch, T, be, p);
 }
-} // namespace
 
 extern "C" enum ht_status ht_flash_backward_cuda(struct ht_backend *be,
                                                  const struct ht_flash_args *a)

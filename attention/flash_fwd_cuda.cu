@@ -21,42 +21,41 @@ extern "C" {
 #include "attention/attention_cuda.h"
 }
 
-namespace {
 constexpr int kWarps = 4, kThreads = kWarps * kWarp;
 
 /* kM: blocks of 16 rows per warp. Two, where the registers allow it: a fragment of K or V then
  * serves two products, which halves the traffic from shared memory. fp32 needs the registers for
  * the two halves of each factor. */
 template <typename T, int kD>
-struct tiling;
+struct forward_tiling;
 template <>
-struct tiling<bf16, 64> {
+struct forward_tiling<bf16, 64> {
     static constexpr int kM = 2, kKeys = 64;
 };
 template <>
-struct tiling<bf16, 128> {
+struct forward_tiling<bf16, 128> {
     static constexpr int kM = 2, kKeys = 64;
 };
 template <>
-struct tiling<bf16, 256> {
+struct forward_tiling<bf16, 256> {
     static constexpr int kM = 1, kKeys = 64;
 };
 template <>
-struct tiling<float, 64> {
+struct forward_tiling<float, 64> {
     static constexpr int kM = 1, kKeys = 64;
 };
 template <>
-struct tiling<float, 128> {
+struct forward_tiling<float, 128> {
     static constexpr int kM = 1, kKeys = 64;
 };
 template <>
-struct tiling<float, 256> {
+struct forward_tiling<float, 256> {
     static constexpr int kM = 1, kKeys = 16;
 };
 
 /* Scores of keys beyond a row's position to -infinity. `row`: position of the warp's first row. */
 template <int kM, int kN>
-__device__ __forceinline__ void mask_scores(float (&s)[kM][kN][4], int row, int key0)
+static __device__ __forceinline__ void mask_scores(float (&s)[kM][kN][4], int row, int key0)
 {
     const int lane = (int)threadIdx.x % kWarp, g = lane / 4, t = lane % 4;
 #pragma unroll
@@ -70,9 +69,10 @@ __device__ __forceinline__ void mask_scores(float (&s)[kM][kN][4], int row, int 
 }
 
 template <typename T, int kD>
-__global__ void __launch_bounds__(kThreads) flash_forward_kernel(const flash_forward_params<T> p)
+static __global__ void __launch_bounds__(kThreads)
+    flash_forward_kernel(const flash_forward_params<T> p)
 {
-    constexpr int kM = tiling<T, kD>::kM, kKeys = tiling<T, kD>::kKeys;
+    constexpr int kM = forward_tiling<T, kD>::kM, kKeys = forward_tiling<T, kD>::kKeys;
     constexpr int kWarpRows = 16 * kM, kRows = kWarps * kWarpRows;
     HT_SHARED_DYNAMIC(unsigned char, smem);
     T *const q_tile = reinterpret_cast<T *>(smem);
@@ -164,9 +164,11 @@ __global__ void __launch_bounds__(kThreads) flash_forward_kernel(const flash_for
 }
 
 template <typename T, int kD>
-enum ht_status launch(struct ht_backend *be, const flash_forward_params<T> &p, int64_t n_tokens)
+static enum ht_status launch(struct ht_backend *be, const flash_forward_params<T> &p,
+                             int64_t n_tokens)
 {
-    constexpr int kKeys = tiling<T, kD>::kKeys, kRows = kWarps * 16 * tiling<T, kD>::kM;
+    constexpr int kKeys = forward_tiling<T, kD>::kKeys,
+                  kRows = kWarps * 16 * forward_tiling<T, kD>::kM;
     const int64_t blocks = tile_slots(n_tokens, p.n_seqs, kRows) * p.n_heads;
     if (blocks > INT_MAX)
         return HT_FAIL(HT_ERR_ARG, "flash_forward: %lld tokens of %d heads in one call",
@@ -175,7 +177,6 @@ enum ht_status launch(struct ht_backend *be, const flash_forward_params<T> &p, i
               (kRows + 2 * kKeys) * kD * sizeof(T), p);
     return ht_cuda_check_launch(be, "flash_forward");
 }
-} // namespace
 
 template <typename T>
 enum ht_status flash_forward_launch(struct ht_backend *be, const flash_forward_params<T> &p,

@@ -19,7 +19,6 @@ extern "C" {
 #include "attention/attention_cuda.h"
 }
 
-namespace {
 constexpr int kMaxSplits = HT_DECODE_MAX_SPLITS, kMinSplitKeys = 128, kSplitUnit = 64;
 constexpr int kHeadRows = 16, kCombineThreads = 128;
 
@@ -44,7 +43,7 @@ static __device__ __forceinline__ int split_keys(int n_keys)
 }
 
 template <typename T, int kD>
-struct tiling {
+struct decode_tiling {
     static constexpr int kKeys = sizeof(T) == 2 ? 16 : 8; // of a warp, at a time
     static constexpr int kWarps = kD == 256 ? 2 : 4, kThreads = kWarps * kWarp;
     static constexpr int kStage = 2 * kKeys * kD; // K and V, elements
@@ -55,10 +54,10 @@ struct tiling {
 };
 
 template <typename T, int kD>
-__global__ void __launch_bounds__((tiling<T, kD>::kThreads))
+static __global__ void __launch_bounds__((decode_tiling<T, kD>::kThreads))
     kv_decode_kernel(const decode_params<T> p)
 {
-    using C = tiling<T, kD>;
+    using C = decode_tiling<T, kD>;
     constexpr int kKeys = C::kKeys, kWarps = C::kWarps, kThreads = C::kThreads;
     HT_SHARED_DYNAMIC(unsigned char, smem);
     HT_SHARED(float2, warp_rows, [kWarps][kHeadRows]); // offset, sum
@@ -168,7 +167,8 @@ __global__ void __launch_bounds__((tiling<T, kD>::kThreads))
 }
 
 template <typename T>
-__global__ void __launch_bounds__(kCombineThreads) kv_combine_kernel(const decode_params<T> p)
+static __global__ void __launch_bounds__(kCombineThreads)
+    kv_combine_kernel(const decode_params<T> p)
 {
     const int head = (int)(blockIdx.x % (unsigned)p.n_heads);
     const int seq = (int)(blockIdx.x / (unsigned)p.n_heads), token = p.starts[seq];
@@ -192,9 +192,9 @@ __global__ void __launch_bounds__(kCombineThreads) kv_combine_kernel(const decod
 }
 
 template <typename T, int kD>
-enum ht_status launch(struct ht_backend *be, const decode_params<T> &p, int64_t n_seqs)
+static enum ht_status launch(struct ht_backend *be, const decode_params<T> &p, int64_t n_seqs)
 {
-    using C = tiling<T, kD>;
+    using C = decode_tiling<T, kD>;
     const int64_t chunks = p.n_kv_heads * ceil_div(p.group, kHeadRows);
     const int64_t blocks = n_seqs * chunks * kMaxSplits;
     if (blocks > INT_MAX)
@@ -207,7 +207,7 @@ enum ht_status launch(struct ht_backend *be, const decode_params<T> &p, int64_t 
 }
 
 template <typename T>
-enum ht_status decode(struct ht_backend *be, const struct ht_kv_attention_args *a)
+static enum ht_status decode(struct ht_backend *be, const struct ht_kv_attention_args *a)
 {
     const size_t mark = ht_arena_mark(&be->scratch);
     decode_params<T> p = {};
@@ -233,7 +233,7 @@ enum ht_status decode(struct ht_backend *be, const struct ht_kv_attention_args *
 }
 
 template <typename T>
-enum ht_status extend(struct ht_backend *be, const struct ht_kv_attention_args *a)
+static enum ht_status extend(struct ht_backend *be, const struct ht_kv_attention_args *a)
 {
     flash_forward_params<T> p = {};
     p.q = static_cast<const T *>(a->q);
@@ -255,7 +255,7 @@ enum ht_status extend(struct ht_backend *be, const struct ht_kv_attention_args *
 }
 
 template <typename T>
-enum ht_status kv_attention(struct ht_backend *be, const struct ht_kv_attention_args *a)
+static enum ht_status kv_attention(struct ht_backend *be, const struct ht_kv_attention_args *a)
 {
     HT_TRY(check_rows("kv_attention", "q", a->q, a->q_stride, a->dtype));
     HT_TRY(check_rows("kv_attention", "o", a->o, a->n_heads * a->d_head, a->dtype));
@@ -266,7 +266,6 @@ enum ht_status kv_attention(struct ht_backend *be, const struct ht_kv_attention_
     if (some_decode) HT_TRY(decode<T>(be, a));
     return HT_OK;
 }
-} // namespace
 
 extern "C" enum ht_status ht_kv_attention_cuda(struct ht_backend *be,
                                                const struct ht_kv_attention_args *a)

@@ -12,7 +12,6 @@ extern "C" {
 #include "attention/attention_cuda.h"
 }
 
-namespace {
 constexpr int kThreads = 256;
 
 template <typename T>
@@ -26,7 +25,7 @@ struct rope_params {
 };
 
 template <typename T, int kPairs>
-__global__ void __launch_bounds__(kThreads) rope_kernel(const rope_params<T> p)
+static __global__ void __launch_bounds__(kThreads) rope_kernel(const rope_params<T> p)
 {
     const int per_head = p.half / kPairs, per_token = p.n_heads * per_head;
     const int64_t at = (int64_t)blockIdx.x * kThreads + threadIdx.x, token = at / per_token;
@@ -56,7 +55,7 @@ __global__ void __launch_bounds__(kThreads) rope_kernel(const rope_params<T> p)
 }
 
 template <typename T, int kPairs>
-enum ht_status launch_pairs(struct ht_backend *be, const rope_params<T> &p)
+static enum ht_status launch_pairs(struct ht_backend *be, const rope_params<T> &p)
 {
     const int64_t n = p.n_tokens * p.n_heads * (p.half / kPairs);
     HT_LAUNCH(be, (rope_kernel<T, kPairs>), (unsigned)ceil_div(n, kThreads), kThreads, 0, p);
@@ -64,7 +63,7 @@ enum ht_status launch_pairs(struct ht_backend *be, const rope_params<T> &p)
 }
 
 template <typename T>
-enum ht_status launch(struct ht_backend *be, const struct ht_rope_args *a)
+static enum ht_status launch(struct ht_backend *be, const struct ht_rope_args *a)
 {
     const rope_params<T> p = { static_cast<T *>(a->qkv),
                                a->pos,
@@ -83,7 +82,6 @@ enum ht_status launch(struct ht_backend *be, const struct ht_rope_args *a)
         return launch_pairs<T, kVec<T>>(be, p);
     return launch_pairs<T, 1>(be, p);
 }
-} // namespace
 
 extern "C" enum ht_status ht_rope_apply_cuda(struct ht_backend *be, const struct ht_rope_args *a)
 {

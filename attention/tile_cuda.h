@@ -22,6 +22,9 @@ constexpr float kLog2e = 1.44269504088896341f, kLn2 = 0.693147180559945309f;
 
 template <typename T>
 constexpr int kDepth = 32 / (int)sizeof(T); // of a step
+/* Steps unrolled where only addresses depend on the step: more cost registers, and spills. */
+template <typename T>
+constexpr int kUnrolled = sizeof(T) == 2 ? 2 : 1;
 template <typename T>
 constexpr int kTogether = sizeof(T) == 2 ? 2 : 1; // B fragments (8 columns each) of one load
 
@@ -31,6 +34,15 @@ template <typename T>
 static __device__ __forceinline__ int swizzle(int row)
 {
     return sizeof(T) == 2 ? row & 7 : (row & 3) << 1 | (row >> 2 & 1);
+}
+
+/* Chunk `chunk` (even, the same in all lanes) + lane_chunk (0 or 1) of a row. Only the lowest three
+ * bits depend on the lane: addresses 8 chunks apart share a register. */
+template <typename T, int kD>
+static __device__ __forceinline__ T *chunk_at(T *tile, int row, int chunk, int lane_chunk)
+{
+    T *const at = tile + row * kD + ((chunk & 7) ^ lane_chunk ^ swizzle<T>(row)) * kVec<T>;
+    return at + (chunk & ~7) * kVec<T>;
 }
 
 template <typename T, int kD>
@@ -45,14 +57,21 @@ template <typename T, int kD, int kRows, int kThreads>
 static __device__ __forceinline__ void load_tile(T *tile, const T *rows, int64_t stride, int n_rows,
                                                  int d, int thread)
 {
-    constexpr int kChunks = kD / kVec<T>;
-    static_assert(kRows * kChunks % kThreads == 0, "every thread copies as many chunks");
+    constexpr int kChunks = kD / kVec<T>, kAcross = kChunks < kThreads ? kChunks : kThreads;
+    constexpr int kDown = kThreads / kAcross;
+    static_assert(kThreads % kAcross == 0 && kChunks % kAcross == 0 && kRows % kDown == 0,
+                  "every thread copies as many chunks");
 #pragma unroll
-    for (int i = 0; i < kRows * kChunks / kThreads; i++) {
-        const int at = i * kThreads + thread, row = at / kChunks, chunk = at % kChunks;
-        const bool inside = row < n_rows && chunk * kVec<T> < d;
-        const T *from = inside ? rows + row * stride + chunk * kVec<T> : rows;
-        cp_async_16_zero(chunk_at<T, kD>(tile, row, chunk), from, inside ? 16 : 0);
+    for (int c = 0; c < kChunks; c += kAcross) {
+        const int chunk = c + thread % kAcross;
+        const bool inside = chunk * kVec<T> < d;
+        const T *from = rows + (inside ? chunk * kVec<T> : 0);
+#pragma unroll 1 // unrolled, the addresses of all passes stay in registers around the caller's loop
+        for (int row = thread / kAcross; row < kRows; row += kDown) {
+            const bool here = inside && row < n_rows;
+            cp_async_16_zero(chunk_at<T, kD>(tile, row, chunk), here ? from + row * stride : rows,
+                             here ? 16 : 0);
+        }
     }
 }
 
@@ -101,7 +120,7 @@ template <int kD>
 static __device__ __forceinline__ void load_a(frag_a<bf16> &a, const bf16 *tile, int row0, int step)
 {
     const int lane = (int)threadIdx.x % kWarp;
-    ldmatrix_x4(a.hi, chunk_at<const bf16, kD>(tile, row0 + lane % 16, 2 * step + lane / 16));
+    ldmatrix_x4(a.hi, chunk_at<const bf16, kD>(tile, row0 + lane % 16, 2 * step, lane / 16));
 }
 
 template <int kD>
@@ -112,7 +131,7 @@ static __device__ __forceinline__ void load_a(frag_a<float> &a, const float *til
 #pragma unroll
     for (int i = 0; i < 2; i++) {
         const float *at =
-            chunk_at<const float, kD>(tile, row0 + g + 8 * i, 2 * step + t / 2) + t % 2 * 2;
+            chunk_at<const float, kD>(tile, row0 + g + 8 * i, 2 * step, t / 2) + t % 2 * 2;
         const float2 v = *reinterpret_cast<const float2 *>(at);
         split_tf32(a.hi[i], a.lo[i], v.x);
         split_tf32(a.hi[i + 2], a.lo[i + 2], v.y);
@@ -126,8 +145,8 @@ static __device__ __forceinline__ void load_b(frag_b<bf16> (&b)[2], const bf16 *
 {
     const int lane = (int)threadIdx.x % kWarp;
     uint32_t r[4];
-    ldmatrix_x4(r, chunk_at<const bf16, kD>(tile, row0 + lane / 16 * 8 + lane % 8,
-                                            2 * step + lane / 8 % 2));
+    ldmatrix_x4(
+        r, chunk_at<const bf16, kD>(tile, row0 + lane / 16 * 8 + lane % 8, 2 * step, lane / 8 % 2));
 #pragma unroll
     for (int i = 0; i < 4; i++) b[i / 2].hi[i % 2] = r[i];
 }
@@ -137,7 +156,7 @@ static __device__ __forceinline__ void load_b(frag_b<float> (&b)[1], const float
                                               int step)
 {
     const int lane = (int)threadIdx.x % kWarp, g = lane / 4, t = lane % 4;
-    const float *at = chunk_at<const float, kD>(tile, row0 + g, 2 * step + t / 2) + t % 2 * 2;
+    const float *at = chunk_at<const float, kD>(tile, row0 + g, 2 * step, t / 2) + t % 2 * 2;
     const float2 v = *reinterpret_cast<const float2 *>(at);
     split_tf32(b[0].hi[0], b[0].lo[0], v.x);
     split_tf32(b[0].hi[1], b[0].lo[1], v.y);
@@ -151,7 +170,7 @@ static __device__ __forceinline__ void load_b_rows(frag_b<bf16> (&b)[2], const b
     const int lane = (int)threadIdx.x % kWarp;
     uint32_t r[4];
     ldmatrix_x4_trans(
-        r, chunk_at<const bf16, kD>(tile, step * 16 + lane % 16, column0 / 8 + lane / 16));
+        r, chunk_at<const bf16, kD>(tile, step * 16 + lane % 16, column0 / 8, lane / 16));
 #pragma unroll
     for (int i = 0; i < 4; i++) b[i / 2].hi[i % 2] = r[i];
 }
@@ -160,11 +179,11 @@ template <int kD>
 static __device__ __forceinline__ void load_b_rows(frag_b<float> (&b)[1], const float *tile,
                                                    int step, int column0)
 {
-    const int lane = (int)threadIdx.x % kWarp, column = column0 + lane / 4;
+    const int lane = (int)threadIdx.x % kWarp, g = lane / 4;
 #pragma unroll
     for (int i = 0; i < 2; i++) {
         const int row = step * 8 + lane % 4 * 2 + i;
-        const float v = chunk_at<const float, kD>(tile, row, column / 4)[column % 4];
+        const float v = chunk_at<const float, kD>(tile, row, column0 / 4, g / 4)[g % 4];
         split_tf32(b[0].hi[i], b[0].lo[i], v);
     }
 }
@@ -201,7 +220,7 @@ static __device__ __forceinline__ void multiply_rows(float (&c)[kM][kN][4], cons
                                                      int row0, const T *b_tile)
 {
     clear(c);
-#pragma unroll
+#pragma unroll(kUnrolled <T>)
     for (int step = 0; step < kD / kDepth<T>; step++) {
         frag_a<T> a[kM];
 #pragma unroll
@@ -281,16 +300,16 @@ static __device__ __forceinline__ float row_sum(float v)
     return v + __shfl_xor_sync(kAllLanes, v, 2);
 }
 
-/* Of rows g and g + 8 of 16: the largest score, and this lane's share of the sum of
- * exp2(score * scale - offset), where offset is the rounded max * scale. */
+/* Of rows g and g + 8 of 16: offset, the largest score times scale log2 e, and this lane's share of
+ * the sum of exp2(score scale log2 e - offset). */
 struct softmax_rows {
-    float max[2], offset[2], sum[2];
+    float offset[2], sum[2];
 };
 
 static __device__ __forceinline__ void softmax_start(softmax_rows &r)
 {
 #pragma unroll
-    for (int i = 0; i < 2; i++) r.max[i] = -INFINITY, r.offset[i] = -INFINITY, r.sum[i] = 0.0f;
+    for (int i = 0; i < 2; i++) r.offset[i] = -INFINITY, r.sum[i] = 0.0f;
 }
 
 /* Scores to probabilities; `out`, the sum over earlier keys, is scaled to the new maximum. At least
@@ -304,8 +323,8 @@ static __device__ __forceinline__ void softmax_step(float (&s)[kN][4], softmax_r
         float top = s[0][2 * i], sum = 0.0f;
 #pragma unroll
         for (int n = 0; n < kN; n++) top = fmaxf(top, fmaxf(s[n][2 * i], s[n][2 * i + 1]));
-        top = fmaxf(r.max[i], row_max(top));
-        const float offset = top * scale_log2, older = fast_exp2(r.offset[i] - offset);
+        const float offset = fmaxf(r.offset[i], row_max(top) * scale_log2);
+        const float older = fast_exp2(r.offset[i] - offset);
 #pragma unroll
         for (int n = 0; n < kN; n++)
 #pragma unroll
@@ -313,7 +332,6 @@ static __device__ __forceinline__ void softmax_step(float (&s)[kN][4], softmax_r
                 s[n][j] = fast_exp2(fmaf(s[n][j], scale_log2, -offset));
                 sum += s[n][j];
             }
-        r.max[i] = top;
         r.offset[i] = offset;
         r.sum[i] = r.sum[i] * older + sum;
 #pragma unroll
