@@ -63,7 +63,7 @@ endfunction()
 # ---- kernels on the host ----
 
 set(HT_EMU FALSE)
-if(HT_WITH_TESTS AND NOT HT_SANITIZE MATCHES "thread")
+if(HT_WITH_TESTS AND NOT HT_FUZZ AND NOT HT_SANITIZE MATCHES "thread")
   enable_language(CXX)
   set(CMAKE_CXX_STANDARD 17)
   set(CMAKE_CXX_FLAGS_RELWITHDEBINFO "-O2 -g")

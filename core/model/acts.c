@@ -13,6 +13,7 @@
 #include "core/model/layers.h"
 #include "core/ops/gemm.h"
 #include "core/ops/loss.h"
+#include "core/ops/rmsnorm.h"
 #include "ssm/conv1d.h"
 #include "ssm/gated_norm.h"
 #include "ssm/ssd.h"
@@ -205,6 +206,34 @@ int64_t ht_model_scratch_bytes(const struct ht_model_config *c, enum ht_dtype dt
     return (int64_t)need;
 }
 
+/* What the CUDA operations take where it differs from the CPU's. */
+static int64_t scratch_bytes_cuda(const struct ht_model_config *c, enum ht_dtype dtype,
+                                  bool forward_only, int64_t n_tokens)
+{
+    const int32_t starts[2] = { 0, (int32_t)n_tokens };
+    const struct ht_ssd_args ssd = { .seqs = { 1, starts },
+                                     .n_tokens = n_tokens,
+                                     .n_heads = c->ssm_heads,
+                                     .d_head = c->ssm_d_head,
+                                     .d_state = c->d_state,
+                                     .n_groups = c->n_groups,
+                                     .chunk = c->chunk,
+                                     .dtype = dtype };
+    // logits of 4096 tokens or 1 GiB of them, whichever is less (loss_cuda.cu takes what is there)
+    const int64_t rows = n_tokens < 4096 ? n_tokens : 4096;
+    int64_t need = rows * (4 * c->vocab_size + 16) + 1024;
+
+    if (need > (int64_t)1 << 30) need = (int64_t)1 << 30;
+    need = max64(need, (int64_t)ht_rmsnorm_scratch_bytes(n_tokens, c->d_model));
+    for (int64_t i = 0; i < c->n_layers; i++) {
+        if (c->layer_kind[i] != HT_LAYER_MAMBA) continue;
+        need = max64(need, (int64_t)ht_ssd_forward_scratch_bytes_cuda(&ssd));
+        if (!forward_only) need = max64(need, (int64_t)ht_ssd_backward_scratch_bytes_cuda(&ssd));
+        break; // all Mamba layers have one shape
+    }
+    return need;
+}
+
 enum ht_status ht_model_sizes(struct ht_model_sizes *out, const struct ht_model_config *cfg,
                               enum ht_dtype dtype, enum ht_recompute recompute, bool forward_only,
                               int64_t n_tokens, int n_threads)
@@ -237,6 +266,7 @@ enum ht_status ht_acts_create(struct ht_acts **out, const struct ht_model *m,
 
     *out = NULL;
     if (!a) return HT_FAIL(HT_ERR_MEMORY, "no memory for activations");
+    a->be = m->be;
     a->recompute = recompute;
     a->forward_only = forward_only;
     a->max_tokens = n_tokens;
@@ -248,9 +278,13 @@ enum ht_status ht_acts_create(struct ht_acts **out, const struct ht_model *m,
     HT_TRY_GOTO(st, done,
                 ht_model_sizes(&sizes, &m->cfg, m->dtype, recompute, forward_only, n_tokens,
                                m->be->n_threads));
-    HT_TRY_GOTO(st, done,
-                ht_arena_create(&a->arena, "activations", (size_t)sizes.activation_bytes));
+    HT_TRY_GOTO(
+        st, done,
+        ht_backend_arena_create(&a->arena, m->be, "activations", (size_t)sizes.activation_bytes));
     HT_TRY_GOTO(st, done, ht_acts_layout(a, &m->cfg, m->dtype, n_tokens));
+    if (m->be->kind == HT_BACKEND_CUDA)
+        sizes.scratch_bytes = max64(sizes.scratch_bytes,
+                                    scratch_bytes_cuda(&m->cfg, m->dtype, forward_only, n_tokens));
     HT_TRY_GOTO(st, done, ht_backend_reserve_scratch(m->be, (size_t)sizes.scratch_bytes));
     *out = a;
     a = NULL;
@@ -262,7 +296,7 @@ done:
 void ht_acts_free(struct ht_acts *a)
 {
     if (!a) return;
-    ht_arena_free(&a->arena);
+    if (a->be) ht_backend_arena_free(&a->arena, a->be);
     free(a->layer);
     free(a);
 }

@@ -49,6 +49,7 @@ struct ht_acts {
     float *r_final, *rstd_final;  // (T, d_model), (T)
     void *u_final, *grad_u_final; // (T, d_model)
     struct ht_arena arena;
+    struct ht_backend *be; // whose memory it is
 };
 
 /* Carried state of the layers of a batch of sequences (prefill and decode); NULL in training. */

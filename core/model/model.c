@@ -5,6 +5,25 @@
 
 #include "attention/rope.h"
 
+/* Computed on the host, so that every backend has the same bits. */
+static enum ht_status fill_tables(struct ht_model *m, size_t table_bytes)
+{
+    enum ht_status st = HT_OK;
+    const struct ht_model_config *c = &m->cfg;
+    const struct ht_rope_scaling scaling = { c->rope_factor, c->rope_low_freq, c->rope_high_freq,
+                                             c->rope_original_max };
+    float *host = malloc(2 * table_bytes), *sin_table = host + table_bytes / sizeof *host;
+
+    if (!host) return HT_FAIL(HT_ERR_MEMORY, "no memory for RoPE tables (%zu bytes)", table_bytes);
+    ht_rope_table(host, sin_table, c->max_position, c->rope_dims, c->rope_theta, &scaling);
+    HT_TRY_GOTO(st, done, ht_backend_upload(m->be, m->cos_table, host, table_bytes));
+    HT_TRY_GOTO(st, done, ht_backend_upload(m->be, m->sin_table, sin_table, table_bytes));
+    HT_TRY_GOTO(st, done, ht_backend_synchronize(m->be)); // before the host copy goes
+done:
+    free(host);
+    return st;
+}
+
 enum ht_status ht_model_create(struct ht_model **out, struct ht_backend *be,
                                const struct ht_model_config *cfg, enum ht_dtype dtype,
                                enum ht_decay_rule decay, int64_t matrix_room, int64_t vector_room,
@@ -28,18 +47,16 @@ enum ht_status ht_model_create(struct ht_model **out, struct ht_backend *be,
     const size_t vector_bytes = (size_t)(vector_room > n_vector ? vector_room : n_vector) * 4;
     const size_t table_bytes = (size_t)(n_positions * cfg->rope_dims / 2) * 4;
     HT_TRY_GOTO(st, done,
-                ht_arena_create(&m->arena, "weights",
-                                ht_arena_bytes(matrix_bytes) + ht_arena_bytes(vector_bytes) +
-                                    2 * ht_arena_bytes(table_bytes)));
+                ht_backend_arena_create(&m->arena, be, "weights",
+                                        ht_arena_bytes(matrix_bytes) +
+                                            ht_arena_bytes(vector_bytes) +
+                                            2 * ht_arena_bytes(table_bytes)));
     m->matrix = ht_arena_get(&m->arena, matrix_bytes);
     m->vector = ht_arena_get(&m->arena, vector_bytes);
     if (table_bytes) {
-        const struct ht_rope_scaling scaling = { cfg->rope_factor, cfg->rope_low_freq,
-                                                 cfg->rope_high_freq, cfg->rope_original_max };
         m->cos_table = ht_arena_get(&m->arena, table_bytes);
         m->sin_table = ht_arena_get(&m->arena, table_bytes);
-        ht_rope_table(m->cos_table, m->sin_table, n_positions, cfg->rope_dims, cfg->rope_theta,
-                      &scaling);
+        HT_TRY_GOTO(st, done, fill_tables(m, table_bytes));
     }
     *out = m;
     m = NULL;
@@ -52,7 +69,7 @@ void ht_model_free(struct ht_model *m)
 {
     if (!m) return;
     ht_tensor_list_free(&m->list);
-    ht_arena_free(&m->arena);
+    if (m->be) ht_backend_arena_free(&m->arena, m->be);
     free(m);
 }
 

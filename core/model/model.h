@@ -5,8 +5,9 @@
  *   for each layer:  r += m_res * mixer(rms(r, w1));   r += m_res * mlp(rms(r, w2))     (no MLP:
  * d_ff = 0) loss = linear_ce(rms(r, wf)) (spec 3.1)
  *
- * The mixer is Mamba-2 or attention, layer by layer; only this folder knows. All memory is sized by
- * ht_model_sizes and taken once; a step allocates nothing.
+ * On CUDA weights, activations, gradients and everything in a batch are device memory; n_seqs and
+ * n_tokens are the host's. The mixer is Mamba-2 or attention, layer by layer; only this folder
+ * knows. All memory is sized by ht_model_sizes and taken once; a step allocates nothing.
  */
 #ifndef HT_MODEL_MODEL_H
 #define HT_MODEL_MODEL_H
@@ -47,7 +48,8 @@ const float *ht_model_vector(const struct ht_model *m, int layer, enum ht_tensor
 /* One micro-batch: flat tokens, their labels, positions and sequences (data/loader.h). */
 struct ht_model_batch {
     int64_t n_tokens;
-    const int32_t *ids, *labels, *pos; // (n_tokens); labels may be NULL for hidden states only
+    const int32_t *ids, *labels, *pos; // (n_tokens), like seqs.starts in the backend's memory;
+                                       // labels may be NULL for hidden states only
     struct ht_seqs seqs;
 };
 

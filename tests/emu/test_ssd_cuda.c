@@ -4,7 +4,7 @@
 #include <string.h>
 
 #include "ssm/ssd_cuda_layout.h"
-#include "tests/emu/gpu_case.h"
+#include "tests/emu/ops_gpu.h"
 #include "tests/ssm/scan_case.h"
 
 // one token; one chunk; ragged chunks; head pairs that do not come out even; widths that are no
@@ -34,58 +34,48 @@ static enum ht_dtype dtype_of(int i)
     return i ? HT_DTYPE_BF16 : HT_DTYPE_F32;
 }
 
-static void *put(struct ht_backend *be, const struct tensor *t)
-{
-    return gpu_put(be, t->p, (size_t)t->n * ht_dtype_bytes(t->dtype));
-}
-
-static void get(struct ht_backend *be, struct tensor *t, const void *device)
-{
-    gpu_get(be, t->p, device, (size_t)t->n * ht_dtype_bytes(t->dtype));
-}
-
 /* Device copies of everything, results too, so that what is not written keeps its guard bytes. */
 static struct ht_ssd_args to_device(struct ht_backend *be, const struct scan_case *k)
 {
     const int64_t HP = k->shape.H * k->shape.P, GN = k->shape.G * k->shape.N;
     const size_t e = ht_dtype_bytes(k->rows.dtype);
     struct ht_ssd_args a = k->args;
-    char *rows = put(be, &k->rows), *grad_rows = put(be, &k->grad_rows);
+    char *rows = to_gpu(be, &k->rows), *grad_rows = to_gpu(be, &k->grad_rows);
 
     a.seqs.starts = gpu_put(be, k->starts, sizeof k->starts);
     a.x = rows;
     a.B = rows + (size_t)HP * e;
     a.C = rows + (size_t)(HP + GN) * e;
-    a.dt_raw = put(be, &k->dt_raw);
-    a.dt_bias = put(be, &k->dt_bias);
-    a.A_log = put(be, &k->A_log);
-    a.D = put(be, &k->D);
-    a.y = put(be, &k->y);
-    a.init_state = a.init_state ? put(be, &k->init) : NULL;
-    a.final_state = put(be, &k->final);
-    a.grad_y = put(be, &k->grad_y);
+    a.dt_raw = to_gpu(be, &k->dt_raw);
+    a.dt_bias = to_gpu(be, &k->dt_bias);
+    a.A_log = to_gpu(be, &k->A_log);
+    a.D = to_gpu(be, &k->D);
+    a.y = to_gpu(be, &k->y);
+    a.init_state = a.init_state ? to_gpu(be, &k->init) : NULL;
+    a.final_state = to_gpu(be, &k->final);
+    a.grad_y = to_gpu(be, &k->grad_y);
     a.grad_x = grad_rows;
     a.grad_B = grad_rows + (size_t)HP * e;
     a.grad_C = grad_rows + (size_t)(HP + GN) * e;
-    a.grad_dt_raw = put(be, &k->grad_dt_raw);
-    a.grad_dt_bias = put(be, &k->grad_dt_bias);
-    a.grad_A_log = put(be, &k->grad_A_log);
-    a.grad_D = put(be, &k->grad_D);
-    a.grad_final_state = a.grad_final_state ? put(be, &k->grad_final) : NULL;
-    a.grad_init_state = put(be, &k->grad_init);
+    a.grad_dt_raw = to_gpu(be, &k->grad_dt_raw);
+    a.grad_dt_bias = to_gpu(be, &k->grad_dt_bias);
+    a.grad_A_log = to_gpu(be, &k->grad_A_log);
+    a.grad_D = to_gpu(be, &k->grad_D);
+    a.grad_final_state = a.grad_final_state ? to_gpu(be, &k->grad_final) : NULL;
+    a.grad_init_state = to_gpu(be, &k->grad_init);
     return a;
 }
 
 static void from_device(struct ht_backend *be, struct scan_case *k, const struct ht_ssd_args *a)
 {
-    get(be, &k->y, a->y);
-    get(be, &k->final, a->final_state);
-    get(be, &k->grad_rows, a->grad_x);
-    get(be, &k->grad_dt_raw, a->grad_dt_raw);
-    get(be, &k->grad_dt_bias, a->grad_dt_bias);
-    get(be, &k->grad_A_log, a->grad_A_log);
-    get(be, &k->grad_D, a->grad_D);
-    get(be, &k->grad_init, a->grad_init_state);
+    from_gpu(be, &k->y, a->y);
+    from_gpu(be, &k->final, a->final_state);
+    from_gpu(be, &k->grad_rows, a->grad_x);
+    from_gpu(be, &k->grad_dt_raw, a->grad_dt_raw);
+    from_gpu(be, &k->grad_dt_bias, a->grad_dt_bias);
+    from_gpu(be, &k->grad_A_log, a->grad_A_log);
+    from_gpu(be, &k->grad_D, a->grad_D);
+    from_gpu(be, &k->grad_init, a->grad_init_state);
 }
 
 /* Forward, and backward with `scratch` bytes (0: what is promised to suffice). */
@@ -269,10 +259,10 @@ START_TEST(step_is_one_token_of_the_scan)
     }
     gpu_start(&be, 0);
     const struct ht_ssd_args a = to_device(&be, &k);
-    float *on_device = put(&be, &states);
+    float *on_device = to_gpu(&be, &states);
     gpu_ok(ht_ssd_step(&be, &a, on_device, gpu_put(&be, slot, sizeof slot)));
     from_device(&be, &k, &a);
-    get(&be, &states, on_device);
+    from_gpu(&be, &states, on_device);
     for (int i = 0; i < k.T; i++)
         memcpy((float *)k.final.p + i * state, (float *)states.p + slot[i] * state,
                (size_t)state * sizeof(float));
@@ -288,9 +278,9 @@ START_TEST(step_is_one_token_of_the_scan)
 
     for (int i = 0; i < k.T; i++) slot[i] = -1; // padding rows only
     gpu_ok(ht_ssd_step(&be, &a, on_device, gpu_put(&be, slot, sizeof slot)));
-    get(&be, &before, on_device);
+    from_gpu(&be, &before, on_device);
     check_same_bits(&before, &states, "states of a padded batch");
-    get(&be, &k.y, a.y);
+    from_gpu(&be, &k.y, a.y);
     for (int64_t i = 0; i < k.T; i++)
         for (int64_t j = 0; j < shape->H * shape->P; j++)
             ck_assert_double_eq(tensor_at(&k.y, i * k.args.y_stride + j), 0.0);
