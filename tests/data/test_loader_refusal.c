@@ -336,7 +336,6 @@ int main(void)
     TCase *refusal = tcase_create("refusal");
 
     tcase_add_checked_fixture(refusal, setup, teardown);
-    tcase_add_checked_fixture(refusal, setup, teardown);
     tcase_add_test(refusal, options_are_checked);
     tcase_add_test(refusal, tokenizers_must_agree);
     tcase_add_loop_test(refusal, ids_fit_the_model, 0, 2);
