@@ -132,30 +132,39 @@ interrupt() {
 }
 # resume_to_end: the same command again; the end must be that of the undisturbed run
 resume_to_end() {
-    local from=$1 want_inode=
+    local from=$1 want_inode="" last
     phase="resume from ${from:-nothing}"
-    [ "$from" != 24 ] || want_inode=$(inode 24)
+    last=$(printf 'step-%08d' "$n_steps")
+    [ "$from" != "$n_steps" ] || want_inode=$(inode "$n_steps")
     : >output
     start stopped ""
     end_of_job
     [ "$code" = 0 ] || fail "exit code $code"
     [ -z "$from" ] || grep -q "resumed from .*: step $from," output || fail "not resumed from step $from"
-    "$tests/ckpt_diff" runs/undisturbed/checkpoints/step-00000024 runs/stopped/checkpoints/step-00000024 >difference ||
+    "$tests/ckpt_diff" "runs/undisturbed/checkpoints/$last" "runs/stopped/checkpoints/$last" >difference ||
         { cat difference; fail "the end differs from the undisturbed run's"; }
-    [ "$(cat runs/stopped/checkpoints/LATEST)" = step-00000024 ] || fail "LATEST is $(cat runs/stopped/checkpoints/LATEST)"
-    [ -z "$want_inode" ] || [ "$want_inode" = "$(inode 24)" ] || fail "step 24 was saved a second time"
+    [ "$(cat runs/stopped/checkpoints/LATEST)" = "$last" ] || fail "LATEST is $(cat runs/stopped/checkpoints/LATEST)"
+    [ -z "$want_inode" ] || [ "$want_inode" = "$(inode "$n_steps")" ] || fail "$last was saved a second time"
     say "  $phase: $(cat difference)"
     rm -rf runs/stopped
 }
 
-phase="undisturbed run"
+# undisturbed: what the ends are compared with; full_ms is how long it takes
+undisturbed() {
+    local began
+    phase="undisturbed run"
+    rm -rf runs
+    : >output
+    began=$(date +%s%N)
+    start undisturbed ""
+    end_of_job
+    [ "$code" = 0 ] || fail "exit code $code"
+    full_ms=$((($(date +%s%N) - began) / 1000000))
+    say "undisturbed run: $n_steps steps, $full_ms ms; $ranks ranks, seed $seed"
+}
+
 "$tests/kill_data" kill-data.h5
-began=$(date +%s%N)
-start undisturbed ""
-end_of_job
-[ "$code" = 0 ] || fail "exit code $code"
-full_ms=$((($(date +%s%N) - began) / 1000000))
-say "undisturbed run: $full_ms ms; $ranks ranks, seed $seed"
+undisturbed
 
 # before the first step: nothing is there, nothing is made
 interrupt "opening data" data USR1 mpirun 75 "" "before the first step; there was nothing to save"
@@ -234,9 +243,14 @@ end_of_job
 say "$phase: exit code 75, checkpoints: $(steps)"
 resume_to_end 10
 
+# at random moments of a longer run
+before=
+if [ "$random" -gt 0 ]; then
+    n_steps=480
+    undisturbed
+fi
 for ((n = 1; n <= random; n++)); do
     phase="random signal $n"
-    before=$(steps)
     : >output
     start stopped ""
     ms=$((200 + RANDOM * (full_ms - 300) / 32768)) # the first tenths of a second are mpirun's own
@@ -244,12 +258,15 @@ for ((n = 1; n <= random; n++)); do
     [ $((RANDOM % 2)) = 0 ] && target=$job || target=$(rank_pids | shuf -n 1 --random-source=<(yes "$RANDOM"))
     kill -USR1 "${target:-$job}" 2>/dev/null || true
     end_of_job
-    for s in $before; do [[ " $(steps) " == *" $s "* ]] || fail "checkpoint of step $s is gone"; done
+    newest=$(steps)
+    newest=${newest##* }
+    [ "${newest:-0}" -ge "${before:-0}" ] || fail "newest checkpoint ${newest:-none}, before it was $before"
     no_rubbish
-    ended=$(grep -o 'stopped on .*\|done: .* steps' output || echo "before there were handlers")
-    say "$phase: after $ms ms, exit code $code, checkpoints: $(steps); $ended"
+    ended=$(grep -o 'hybridtrain: stopped on .*\|done: .* steps' output || echo "before there were handlers")
+    say "$phase: after $ms ms, exit code $code, newest checkpoint ${newest:-none}; ${ended#hybridtrain: }"
+    before=$newest
     case $code in
-    0) resume_to_end 24 ;;
+    0) resume_to_end 480; before= ;;
     75) ;;
     138) ! grep -q 'resumed from\|step' output || fail "ended by the signal" ;;
     *) fail "exit code $code" ;;
