@@ -8,6 +8,7 @@
 #include "attention/rope.h"
 
 enum ht_status ht_flash_forward_cuda(struct ht_backend *be, const struct ht_flash_args *a);
+enum ht_status ht_flash_forward_sm90(struct ht_backend *be, const struct ht_flash_args *a);
 enum ht_status ht_flash_backward_cuda(struct ht_backend *be, const struct ht_flash_args *a);
 enum ht_status ht_kv_attention_cuda(struct ht_backend *be, const struct ht_kv_attention_args *a);
 enum ht_status ht_rope_apply_cuda(struct ht_backend *be, const struct ht_rope_args *a);
