@@ -224,7 +224,7 @@ static double pass(struct bench *b, int first, int last, int64_t m)
 
 static void measure(struct bench *b, enum ht_qformat f, int first, int last, int64_t m)
 {
-    double pass_s[MAX_REPEAT], rate[MAX_REPEAT];
+    double pass_s[MAX_REPEAT], rate[MAX_REPEAT], of_read[MAX_REPEAT];
     double n_bytes = 0, flop = 0;
     const unsigned char *from = b->kinds[first].q[0].data;
 
@@ -238,6 +238,8 @@ static void measure(struct bench *b, enum ht_qformat f, int first, int last, int
     for (int r = 0; r < repeat; r++) {
         rate[r] = read_rate(b, from, (size_t)n_bytes);
         pass_s[r] = pass(b, first, last, m);
+        of_read[r] =
+            n_bytes / pass_s[r] / 1e9 / rate[r]; // neighbours in time: a busy machine slows both
     }
     const double s = median(pass_s, repeat), read = median(rate, repeat);
     const double peak = f == HT_Q_BF16 ? b->peak_bf16 : b->peak_int8;
