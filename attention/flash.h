@@ -36,7 +36,8 @@ struct ht_flash_args {
 
 /* HT_ERR_ARG: n_heads not a multiple of n_kv_heads, d_head not a multiple of 8 or above 256, scale
  * not positive, rows narrower than their content, sequences that do not cover the rows. Scratch
- * depends on n_tokens and the heads only, however the tokens are divided into sequences. */
+ * depends on n_tokens and the heads only, however the tokens are divided into sequences.
+ * On CUDA the starts are device memory and not checked, and rows must be 16-byte aligned. */
 enum ht_status ht_flash_forward(struct ht_backend *be, const struct ht_flash_args *a);
 enum ht_status ht_flash_backward(struct ht_backend *be, const struct ht_flash_args *a);
 size_t ht_flash_scratch_bytes(const struct ht_flash_args *a, int n_threads);
@@ -56,7 +57,8 @@ struct ht_kv_attention_args {
     void *o;                                     // (T, n_heads * d_head), contiguous
 };
 
-/* Errors as in flash_forward, and a negative past. */
+/* Errors as in flash_forward, and a negative past. On CUDA starts, past and the arrays of cache
+ * addresses are device memory and not checked, and rows of the caches must be 16-byte aligned. */
 enum ht_status ht_kv_attention(struct ht_backend *be, const struct ht_kv_attention_args *a);
 
 /* Reads seqs and past. The most any call needs: every sequence with one new row and the longest

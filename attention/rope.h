@@ -30,7 +30,7 @@ struct ht_rope_args {
     int64_t qkv_stride;
     const int32_t *pos;                 // (T)
     const float *cos_table, *sin_table; // (n_positions, rope_dims/2)
-    int64_t n_positions;                // HT_ERR_ARG if a pos is outside
+    int64_t n_positions;                // HT_ERR_ARG if a pos is outside; on CUDA the row is NaN
     bool inverse;                       // rotate by -a: the gradient
 };
 
