@@ -30,6 +30,7 @@ struct ht_conv1d_args {
     int64_t y_stride;
     float *state; // (n_seqs, W-1, CD) raw x rows before each sequence; read, then replaced by the last W-1
                   // rows of the sequence (older state rows move up when it is shorter); or NULL
+    const int32_t *slot; // (n_seqs) sequence s stands at state[slot[s]], each place once; NULL: at state[s]
     // backward only; state must be NULL there
     const void *grad_y; // (T, CD), rows grad_y_stride apart
     int64_t grad_y_stride;

@@ -53,6 +53,7 @@ static ALWAYS_INLINE ht_vf row_at(const struct ht_conv1d_args *a, int64_t seq, i
 {
     if (t >= begin) return ssd_load_n(a->x, t * a->x_stride + c, n, d);
     if (!a->state) return vf_set(0.0f);
+    if (a->slot) seq = a->slot[seq];
     return ssd_load_n(a->state, (seq * (W - 1) + t - begin + W - 1) * a->n_channels + c, n,
                       HT_DTYPE_F32);
 }
@@ -111,7 +112,7 @@ static void update_state(const struct ht_conv1d_args *a, int64_t s)
 {
     const int64_t begin = a->seqs.starts[s], end = a->seqs.starts[s + 1];
     const int64_t keep = a->d_conv - 1, n = a->n_channels;
-    float *state = a->state + s * keep * n;
+    float *state = a->state + (a->slot ? a->slot[s] : s) * keep * n;
 
     for (int64_t r = 0; r < keep; r++) {
         const int64_t t = end - keep + r;

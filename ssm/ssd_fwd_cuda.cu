@@ -10,9 +10,9 @@
  * they become the A operand of M x. The next chunk is on its way by cp.async (ssd_states_cuda.cu
  * has the segments of long sequences).
  *
- * Cost per token and head, chunk 64: 4 P N + 40 (P + 2 N) FLOP with scores of both warps of a row
- * counted (gpu.md 3.3: 4 P N + 64 P, scores once per group); bytes: x and y, and B and C once per
- * pair of heads, mostly from L2. Roof 34 KB per token at Bamba's shape.
+ * Cost per token and head: 4 P N + 80 (P + N) FLOP (tiles up to the diagonal; gpu.md 3.3 counts the
+ * 80 N once per group); bytes: x and y, and B and C once per pair of heads, mostly from L2. Roof
+ * 34 KB per token at Bamba's shape.
  */
 #include "ssm/ssd_cuda.h"
 
@@ -91,8 +91,8 @@ __device__ __forceinline__ void decay_left(float (&acc)[4], const ssd_decay_tabl
                                            int j0)
 {
     const int g = lane_id() / 4, j = j0 + 2 * (lane_id() % 4);
-    const float *between = d->between[block - 1];
-    const float c0 = between[j] * d->dt[j], c1 = between[j + 1] * d->dt[j + 1];
+    const float *to_block = d->to_block(block);
+    const float c0 = to_block[j] * d->dt[j], c1 = to_block[j + 1] * d->dt[j + 1];
     const float r0 = d->row[block * kBlock + g], r1 = d->row[block * kBlock + g + 8];
     acc[0] *= r0 * c0;
     acc[1] *= r0 * c1;
@@ -288,10 +288,11 @@ enum ht_status launch(struct ht_backend *be, const struct ht_ssd_args *a)
         a->d_state, [&](auto shape) -> enum ht_status {
             using S = decltype(shape);
             const int64_t columns = columns_of<S>(f.w.heads, a->d_head);
-            const size_t limit = ht_cuda_device_of(be)->smem_block_max;
-            const int n_stages = forward_smem<S>::bytes(2) <= limit ? 2 : 1;
             ssd_segments segments;
+            int n_stages;
 
+            HT_TRY(pick_stages(&n_stages, be, "ssd_forward", forward_smem<S>::bytes(1),
+                               forward_smem<S>::bytes(2)));
             HT_TRY(ssd_segment_states<T>(&segments, be, f.w, columns));
             const int64_t slots = ht_ssd_cuda_slots(a->n_tokens, a->seqs.n_seqs, segments.span);
             HT_LAUNCH(be, ssd_forward_kernel<S>, (unsigned)(slots * columns), kSsdThreads,

@@ -147,9 +147,9 @@ enum ht_status run_walk(struct ht_backend *be, const ssd_walk &w, const ssd_segm
 {
     const int64_t columns = columns_of<S>(w.heads, w.d_head);
     const int64_t slots = ht_ssd_cuda_slots(w.n_tokens, w.n_seqs, segments.span);
-    const size_t limit = ht_cuda_device_of(be)->smem_block_max;
-    const int n_stages = walk_smem<S>::bytes(2) <= limit ? 2 : 1;
+    int n_stages;
 
+    HT_TRY(pick_stages(&n_stages, be, "ssd_walk", walk_smem<S>::bytes(1), walk_smem<S>::bytes(2)));
     HT_LAUNCH(be, (ssd_walk_kernel<S, kTotals>), (unsigned)(slots * columns), kSsdThreads,
               walk_smem<S>::bytes(n_stages), w, segments, (int)columns, n_heads_of(w.heads),
               n_stages);

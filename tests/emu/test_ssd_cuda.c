@@ -3,6 +3,7 @@
 #include <math.h>
 #include <string.h>
 
+#include "core/base/cuda_device.h"
 #include "ssm/ssd_cuda_layout.h"
 #include "tests/emu/ops_gpu.h"
 #include "tests/ssm/scan_case.h"
@@ -147,6 +148,47 @@ START_TEST(bits_do_not_depend_on_run_or_rounds)
     scan_case_same_bits(&k[0], &k[1]);
     scan_case_same_bits(&k[0], &k[2]);
     for (int i = 0; i < 3; i++) scan_case_free(&k[i]);
+}
+END_TEST
+
+/* Devices with 99 KiB of shared memory per block hold one chunk at a time: the same bits. What does
+ * not fit at all is refused. */
+START_TEST(small_shared_memory)
+{
+    static const struct scan_shape shapes[] = { { { 140 }, 3, 16, 72, 1, 64 },
+                                                { { 70 }, 2, 16, 136, 1, 64 },
+                                                { { 70 }, 2, 16, 24, 1, 64 } };
+    const enum ht_dtype dtype = dtype_of(_i);
+
+    for (int i = 0; i < 3; i++) {
+        struct scan_case k = scan_case_make(&shapes[i], SCAN_STATES, dtype, 5);
+        struct scan_case small = scan_case_make(&shapes[i], SCAN_STATES, dtype, 5);
+        struct ht_backend be;
+
+        run(&k, true, 0);
+        tensor_fill(&small.grad_dt_bias, 0.0);
+        tensor_fill(&small.grad_A_log, 0.0);
+        tensor_fill(&small.grad_D, 0.0);
+        gpu_start(&be, ht_ssd_backward_scratch_bytes_cuda(&small.args));
+        const struct ht_ssd_args a = to_device(&be, &small);
+        ht_cuda_device_of(&be)->smem_block_max = 99 * 1024;
+        if (dtype == HT_DTYPE_F32 && i == 1) { // tiles of d_state 256 in fp32
+            ck_assert_int_eq(ht_ssd_forward(&be, &a), HT_ERR_UNSUPPORTED);
+            ck_assert_ptr_nonnull(strstr(ht_error_message(), "bytes of shared memory"));
+        } else {
+            gpu_ok(ht_ssd_forward(&be, &a));
+            if (dtype == HT_DTYPE_BF16) gpu_ok(ht_ssd_backward(&be, &a));
+            if (dtype == HT_DTYPE_F32)
+                ck_assert_int_eq(ht_ssd_backward(&be, &a), HT_ERR_UNSUPPORTED);
+            from_device(&be, &small, &a);
+            check_same_bits(&k.y, &small.y, "y");
+            check_same_bits(&k.final, &small.final, "final_state");
+            if (dtype == HT_DTYPE_BF16) scan_case_same_bits(&k, &small);
+        }
+        gpu_end(&be);
+        scan_case_free(&k);
+        scan_case_free(&small);
+    }
 }
 END_TEST
 
@@ -323,6 +365,7 @@ int main(void)
     tcase_add_loop_test(reference, step_is_one_token_of_the_scan, 0, 6);
     suite_add_tcase(s, reference);
     tcase_add_loop_test(property, bits_do_not_depend_on_run_or_rounds, 0, 2);
+    tcase_add_loop_test(property, small_shared_memory, 0, 2);
     tcase_add_loop_test(property, memory_is_exact_after_a_reset, 0, 2);
     tcase_add_loop_test(property, nan_is_not_hidden, 0, 2);
     tcase_add_test(property, pieces_equal_whole);
