@@ -8,6 +8,7 @@
 
 #include "core/base/file.h"
 #include "inference/chat_template.h"
+#include "tests/inference/small_tokenizer.h"
 
 static json_t *golden(void)
 {
@@ -125,41 +126,6 @@ START_TEST(bytes_know_where_they_came_from)
 }
 END_TEST
 
-static const char tokenizer_json[] =
-    "{\"version\":\"1.0\",\"added_tokens\":["
-    "{\"id\":256,\"content\":\"<|im_start|>\",\"single_word\":false,\"lstrip\":false,\"rstrip\":"
-    "false,"
-    "\"normalized\":false,\"special\":true},"
-    "{\"id\":257,\"content\":\"<|im_end|>\",\"single_word\":false,\"lstrip\":false,\"rstrip\":"
-    "false,"
-    "\"normalized\":false,\"special\":true},"
-    "{\"id\":258,\"content\":\"<tool>\",\"single_word\":false,\"lstrip\":false,\"rstrip\":false,"
-    "\"normalized\":false,\"special\":false}],"
-    "\"normalizer\":null,\"pre_tokenizer\":{\"type\":\"ByteLevel\",\"add_prefix_space\":false,"
-    "\"trim_offsets\":true,"
-    "\"use_regex\":true},\"post_processor\":null,\"decoder\":{\"type\":\"ByteLevel\",\"add_prefix_"
-    "space\":false,"
-    "\"trim_offsets\":true,\"use_regex\":true},\"model\":{\"type\":\"BPE\",\"vocab\":{%s},"
-    "\"merges\":[]}}";
-
-/* A byte-level tokenizer of the 94 visible ASCII characters, newline and space. */
-static struct ht_tokenizer *make_tokenizer(void)
-{
-    char vocab[4096], json[8192];
-    size_t n = 0;
-    for (int c = 33; c < 127; c++)
-        n += (size_t)snprintf(vocab + n, sizeof vocab - n, "%s\"%s%c\":%d", n ? "," : "",
-                              c == '"' || c == '\\' ? "\\" : "", c, c);
-    n += (size_t)snprintf(vocab + n, sizeof vocab - n, ",\"\xC4\x8A\":10,\"\xC4\xA0\":32");
-#pragma GCC diagnostic push
-#pragma GCC diagnostic ignored "-Wformat-nonliteral"
-    n = (size_t)snprintf(json, sizeof json, tokenizer_json, vocab);
-#pragma GCC diagnostic pop
-    struct ht_tokenizer *t;
-    ck_assert_msg(ht_tokenizer_parse(&t, json, n, "test") == HT_OK, "%s", ht_error_message());
-    return t;
-}
-
 static int count(const struct ht_ids *ids, int32_t id)
 {
     int n = 0;
@@ -171,7 +137,7 @@ START_TEST(typed_special_tokens_stay_text)
 {
     static const char chatml[] =
         "{% for m in messages %}<|im_start|>{{ m.role }}\n{{ m.content }}<|im_end|>\n{% endfor %}";
-    struct ht_tokenizer *t = make_tokenizer();
+    struct ht_tokenizer *t = small_tokenizer();
     struct ht_encoder *e;
     struct ht_jinja_output out;
     struct ht_ids ids = { 0 }, plain = { 0 };

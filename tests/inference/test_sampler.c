@@ -1,4 +1,5 @@
-/* tests/inference/test_sampler.c: truncation, frequencies, reproducibility and refusals of the sampler. */
+/* tests/inference/test_sampler.c: truncation, frequencies, reproducibility and refusals of the
+ * sampler. */
 #include <check.h>
 #include <math.h>
 #include <stdlib.h>
@@ -6,8 +7,9 @@
 
 #include "inference/sampler.h"
 
-static const struct ht_sampler_options plain = { .temperature = 1.0f, .top_p = 1.0f,
-                                                 .repetition_penalty = 1.0f, .seed = 5 };
+static const struct ht_sampler_options plain = {
+    .temperature = 1.0f, .top_p = 1.0f, .repetition_penalty = 1.0f, .seed = 5
+};
 
 static struct ht_sampler *make(struct ht_sampler_options o, int64_t n)
 {
