@@ -189,7 +189,6 @@ template enum ht_status flash_forward_launch(struct ht_backend *,
 template enum ht_status flash_forward_launch(struct ht_backend *,
                                              const flash_forward_params<bf16> &, int64_t);
 
-#ifndef HT_CUDA_EMU
 /* Hopper's own kernel (flash_fwd_sm90.cu) is taken on demand until it has been tried on one. */
 static bool pick_sm90(const struct ht_backend *be, const struct ht_flash_args *a)
 {
@@ -197,7 +196,6 @@ static bool pick_sm90(const struct ht_backend *be, const struct ht_flash_args *a
     return wanted && strcmp(wanted, "1") == 0 && ht_cuda_device_of(be)->arch == 90 &&
            a->dtype == HT_DTYPE_BF16 && a->d_head == 128;
 }
-#endif
 
 template <typename T>
 static enum ht_status forward(struct ht_backend *be, const struct ht_flash_args *a)
@@ -206,9 +204,7 @@ static enum ht_status forward(struct ht_backend *be, const struct ht_flash_args 
     flash_forward_params<T> p = {};
     HT_TRY(check_rows("flash_forward", "qkv", a->qkv, a->qkv_stride, a->dtype));
     HT_TRY(check_rows("flash_forward", "o", a->o, a->n_heads * a->d_head, a->dtype));
-#ifndef HT_CUDA_EMU
     if (pick_sm90(be, a)) return ht_flash_forward_sm90(be, a);
-#endif
     p.q = row;
     p.k = row + a->n_heads * a->d_head;
     p.v = p.k + a->n_kv_heads * a->d_head;

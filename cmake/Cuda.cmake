@@ -70,7 +70,8 @@ if(HT_WITH_TESTS AND NOT HT_FUZZ AND NOT HT_SANITIZE MATCHES "thread")
   set(HT_EMU TRUE)
   set(emu ${CMAKE_SOURCE_DIR}/tests/emu)
   add_library(ht_emu_cuda STATIC EXCLUDE_FROM_ALL
-    ${emu}/cuda_emu.cpp ${emu}/emu_check.cpp ${emu}/emu_mma.cpp ${emu}/emu_memory.cpp)
+    ${emu}/cuda_emu.cpp ${emu}/emu_check.cpp ${emu}/emu_mma.cpp ${emu}/emu_memory.cpp
+    ${emu}/emu_hopper.cpp)
   target_link_libraries(ht_emu_cuda PUBLIC ht_flags ${CMAKE_DL_LIBS})
 endif()
 

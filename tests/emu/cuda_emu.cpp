@@ -14,6 +14,7 @@
 #include <sys/mman.h>
 #include <ucontext.h>
 
+#include "tests/emu/emu_hopper.h"
 #include "tests/emu/emu_impl.h"
 
 #if defined(__SANITIZE_ADDRESS__)
@@ -397,6 +398,24 @@ int ht_emu_barrier(int id, int n_threads, int vote, const char *file, int line)
     fiber *next = pop_ready();
     switch_to(next);
     return e.votes[id];
+}
+
+/* Counts at barrier `id` without waiting. */
+void ht_emu_arrive(int id, int n_threads, const char *file, int line)
+{
+    barrier &b = e.barriers[id];
+    if (b.arrived > 0 && b.expected != n_threads) {
+        ht_emu_error("bar_arrive at %s:%d meets a barrier at %s:%d (%d and %d threads)", file, line,
+                     b.file, b.line, n_threads, b.expected);
+        abandon();
+    }
+    b.expected = n_threads;
+    b.file = file;
+    b.line = line;
+    if (++b.arrived < n_threads) return;
+    for (fiber *f : b.waiting) push_ready(f);
+    b.waiting.clear();
+    b.arrived = 0;
 }
 
 void ht_emu_yield()

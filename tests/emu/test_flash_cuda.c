@@ -3,6 +3,7 @@
 #include <stdlib.h>
 #include <string.h>
 
+#include "core/base/cuda_device.h"
 #include "core/base/rng.h"
 #include "tests/attention/attention_case.h"
 #include "tests/emu/gpu_case.h"
@@ -90,6 +91,35 @@ START_TEST(forward_matches_reference_and_cpu)
         free(cpu);
         device_case_free(&k);
     }
+}
+END_TEST
+
+/* The kernel of flash_fwd_sm90.cu: on a device of architecture 9.0, and on the emulated one, which
+ * says that it is one. */
+START_TEST(hopper_forward_matches_reference)
+{
+    static const struct attention_shape several[] = {
+        { 1, 1, 128, { 1 } },   { 2, 1, 128, { 140 } },          { 4, 2, 128, { 64, 63, 3 } },
+        { 1, 1, 128, { 700 } }, { 3, 3, 128, { 129, 257, 40 } },
+    };
+    struct device_case k;
+    device_case_make(&k, &several[_i], HT_DTYPE_BF16, 12, false);
+#ifdef HT_CUDA_EMU
+    ht_cuda_device_of(&k.be)->arch = 90;
+#endif
+    if (ht_cuda_device_of(&k.be)->arch == 90) {
+        const int64_t n = k.c.n_tokens * k.args.n_heads;
+        ck_assert_int_eq(setenv("HT_FLASH_SM90", "1", 1), 0);
+        device_forward(&k);
+        ck_assert_int_eq(unsetenv("HT_FLASH_SM90"), 0);
+        const double e = attention_case_o_error(&k.c, k.c.args.o, k.c.ref.o);
+        const double tol =
+            attention_case_tolerance(&k.c, k.c.ref.o, k.c.plain16.o, n * k.args.d_head, 0.0);
+        ck_assert_msg(e <= tol, "shape %d: error %g, allowed %g", _i, e, tol);
+        for (int64_t i = 0; i < n; i++)
+            ck_assert_double_eq_tol((double)k.c.args.lse[i], k.c.ref.lse[i], 8e-6);
+    }
+    device_case_free(&k);
 }
 END_TEST
 
@@ -327,6 +357,7 @@ int main(void)
     TCase *reference = tcase_create("reference"), *property = tcase_create("property"),
           *refusal = tcase_create("refusal");
     tcase_add_loop_test(reference, forward_matches_reference_and_cpu, 0, N_SHAPES);
+    tcase_add_loop_test(reference, hopper_forward_matches_reference, 0, 5);
     tcase_add_loop_test(reference, backward_matches_reference_and_cpu, 0, N_SHAPES);
     tcase_add_test(reference, large_scores_do_not_overflow);
     tcase_add_test(property, sequences_are_independent);
