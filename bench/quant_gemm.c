@@ -2,7 +2,7 @@
  *
  *   bench_quant_gemm RECIPE [section.key=value ...] [--formats bf16,int8,int4,int4z] [--group
  * 32|64]
- *                    [--rows 1,4,16,512] [--repeat N] [--threads N] [--precise]
+ *                    [--rows 1,4,16,512] [--repeat N] [--threads N] [--precise] [--cpu-time]
  *
  * All matrices of all layers are there at once, so that what is read with few rows comes from
  * memory. Each measurement goes once over all matrices of one kind ("all": over the whole model),
@@ -15,6 +15,7 @@
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
+#include <time.h>
 
 #include "core/base/file.h"
 #include "core/base/rng.h"
@@ -43,7 +44,7 @@ struct bench {
     struct ht_arena arena;
     float *x, *y;
     int group, repeat;
-    bool precise;
+    bool precise, cpu_time;
     double peak_bf16, peak_int8; // GOP/s
 };
 
@@ -52,6 +53,15 @@ static void check(enum ht_status st)
     if (st == HT_OK) return;
     fprintf(stderr, "bench_quant_gemm: %s\n", ht_error_message());
     exit(ht_exit_code(st));
+}
+
+static double now_s(const struct bench *b)
+{
+    struct timespec t;
+
+    if (!b->cpu_time) return ht_time_s();
+    clock_gettime(CLOCK_THREAD_CPUTIME_ID, &t);
+    return (double)t.tv_sec + 1e-9 * (double)t.tv_nsec;
 }
 
 static int by_value(const void *a, const void *b)
@@ -73,7 +83,7 @@ static double read_rate(const struct bench *b, const unsigned char *p, size_t n_
 {
     const int64_t n = (int64_t)(n_bytes / 256);
     uint64_t total = 0;
-    const double start_s = ht_time_s();
+    const double start_s = now_s(b);
 
 #pragma omp parallel for num_threads(b->be.n_threads) schedule(static) reduction(+ : total)
     for (int64_t i = 0; i < n; i++) {
@@ -84,7 +94,7 @@ static double read_rate(const struct bench *b, const unsigned char *p, size_t n_
         const line s = v[0] + v[1] + v[2] + v[3];
         total += s[0] + s[1] + s[2] + s[3] + s[4] + s[5] + s[6] + s[7];
     }
-    const double s = ht_time_s() - start_s;
+    const double s = now_s(b) - start_s;
     __asm__ volatile("" ::"r"(total));
     return (double)n_bytes / s / 1e9;
 }
@@ -124,11 +134,11 @@ static double peak_rate(const struct bench *b, void (*spin)(void), double ops_pe
     double v[5];
 
     for (int r = 0; r < 5; r++) {
-        const double start_s = ht_time_s();
+        const double start_s = now_s(b);
 #pragma omp parallel num_threads(b->be.n_threads)
         spin();
-        v[r] = ops_per_step * PEAK_CHAINS * PEAK_STEPS * b->be.n_threads / (ht_time_s() - start_s) /
-               1e9;
+        v[r] =
+            ops_per_step * PEAK_CHAINS * PEAK_STEPS * b->be.n_threads / (now_s(b) - start_s) / 1e9;
     }
     return median(v, 5);
 }
@@ -207,7 +217,7 @@ static void clear(struct bench *b)
 
 static double pass(struct bench *b, int first, int last, int64_t m)
 {
-    const double start_s = ht_time_s();
+    const double start_s = now_s(b);
 
     for (int i = first; i <= last; i++)
         for (int c = 0; c < b->kinds[i].count; c++)
@@ -219,7 +229,7 @@ static double pass(struct bench *b, int first, int last, int64_t m)
                                                             .ldy = b->kinds[i].n,
                                                             .alpha = 1.0f,
                                                             .precise = b->precise }));
-    return ht_time_s() - start_s;
+    return now_s(b) - start_s;
 }
 
 static void measure(struct bench *b, enum ht_qformat f, int first, int last, int64_t m)
@@ -245,14 +255,15 @@ static void measure(struct bench *b, enum ht_qformat f, int first, int last, int
     const double peak = f == HT_Q_BF16 ? b->peak_bf16 : b->peak_int8;
     printf(
         "{\"format\": \"%s\", \"group\": %d, \"precise\": %s, \"matrix\": \"%s\", \"n\": %" PRId64
-        ", \"k\": %" PRId64 ", \"count\": %d, \"m\": %" PRId64 ", \"threads\": %d, \"ms\": %.3f, "
+        ", \"k\": %" PRId64 ", \"count\": %d, \"m\": %" PRId64
+        ", \"threads\": %d, \"time\": \"%s\", \"ms\": %.3f, "
         "\"mib\": %.1f, \"gb_per_s\": %.1f, \"read_gb_per_s\": %.1f, \"of_read\": %.3f, "
         "\"gflop_per_s\": %.1f, \"peak_gop_per_s\": %.0f, \"of_peak\": %.3f}\n",
         ht_qformat_name(f), b->group, b->precise ? "true" : "false",
         first == last ? b->kinds[first].name : "all", first == last ? b->kinds[first].n : 0,
         first == last ? b->kinds[first].k : 0, first == last ? b->kinds[first].count : 0, m,
-        b->be.n_threads, 1e3 * s, n_bytes / 1048576.0, n_bytes / s / 1e9, read,
-        n_bytes / s / 1e9 / read, flop / s / 1e9, peak,
+        b->be.n_threads, b->cpu_time ? "cpu" : "wall", 1e3 * s, n_bytes / 1048576.0,
+        n_bytes / s / 1e9, read, median(of_read, repeat), flop / s / 1e9, peak,
         peak > 0 ? (b->precise && f != HT_Q_BF16 ? 2 : 1) * flop / s / 1e9 / peak : 0.0);
     fflush(stdout);
 }
@@ -269,9 +280,9 @@ static int parse_list(int64_t *out, char *text)
 int main(int argc, char **argv)
 {
     static const struct option options[] = {
-        { "formats", 1, NULL, 'f' }, { "group", 1, NULL, 'g' },   { "rows", 1, NULL, 'r' },
-        { "repeat", 1, NULL, 'n' },  { "threads", 1, NULL, 't' }, { "precise", 0, NULL, 'p' },
-        { NULL, 0, NULL, 0 }
+        { "formats", 1, NULL, 'f' },  { "group", 1, NULL, 'g' },   { "rows", 1, NULL, 'r' },
+        { "repeat", 1, NULL, 'n' },   { "threads", 1, NULL, 't' }, { "precise", 0, NULL, 'p' },
+        { "cpu-time", 0, NULL, 'c' }, { NULL, 0, NULL, 0 }
     };
     static struct bench b = { .group = 32, .repeat = 7 };
     int64_t rows[MAX_LIST] = { 1, 4, 16, 512 }, most = 1, widest = 1;
@@ -288,6 +299,7 @@ int main(int argc, char **argv)
         case 'n': b.repeat = atoi(optarg) < MAX_REPEAT ? atoi(optarg) : MAX_REPEAT; break;
         case 't': threads = atoi(optarg); break;
         case 'p': b.precise = true; break;
+        case 'c': b.cpu_time = true; break;
         default: return 2;
         }
     }
@@ -297,7 +309,7 @@ int main(int argc, char **argv)
     }
     check(ht_recipe_load(&b.cfg, &recipe, argv[optind], argc - optind - 1, argv + optind + 1, 1));
     ht_recipe_free(recipe);
-    check(ht_backend_create_cpu(&b.be, threads, 0));
+    check(ht_backend_create_cpu(&b.be, b.cpu_time ? 1 : threads, 0));
     list_kinds(&b);
     for (int i = 0; i < n_rows; i++) most = rows[i] > most ? rows[i] : most;
     size_t scratch = 0;

@@ -5,6 +5,7 @@
 #include <inttypes.h>
 #include <stdlib.h>
 #include <string.h>
+#include <sys/mman.h>
 
 #include "core/ops/core_ops.h"
 #include "core/ops/quant_impl.h"
@@ -64,6 +65,20 @@ size_t ht_qmatrix_bytes(enum ht_qformat f, int group, int64_t n, int64_t k)
     return ht_arena_bytes(q.bytes);
 }
 
+enum { HUGE_PAGE = 2 << 20 };
+
+/* Whole huge pages where there are some: one core reads a matrix faster with fewer page walks. The
+ * rest stays in small ones, so that no memory is taken that nothing uses. */
+static void *own_memory(size_t bytes)
+{
+    const bool large = bytes >= HUGE_PAGE;
+    void *p;
+
+    if (posix_memalign(&p, large ? HUGE_PAGE : 64, ht_arena_bytes(bytes)) != 0) return NULL;
+    if (large) (void)madvise(p, bytes / HUGE_PAGE * HUGE_PAGE, MADV_HUGEPAGE);
+    return p;
+}
+
 enum ht_status ht_qmatrix_create(struct ht_qmatrix *out, struct ht_arena *arena, enum ht_qformat f,
                                  int group, int64_t n, int64_t k)
 {
@@ -80,7 +95,7 @@ enum ht_status ht_qmatrix_create(struct ht_qmatrix *out, struct ht_arena *arena,
     if (arena) {
         HT_TRY(ht_arena_take(&data, arena, q.bytes));
     } else {
-        data = aligned_alloc(64, ht_arena_bytes(q.bytes));
+        data = own_memory(q.bytes);
         if (!data)
             return HT_FAIL(HT_ERR_MEMORY, "quant: no memory for a matrix of %zu bytes", q.bytes);
     }

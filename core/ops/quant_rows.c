@@ -1,10 +1,11 @@
 /* core/ops/quant_rows.c: quantisation of rows, and back.
  *
- * int8   scale = max |w| / 127, rounded up to bf16 (so |q| <= 127); q = round(w / scale)
- * int4   for a few divisors d around 8: q = round(w d' / w_max) with d' = -d, clamped to -8..7
- * (w_max, the element of largest magnitude, falls on the longer side); the least-squares scale of
- * these q; the d of least squared error wins (as llama.cpp's formats do, with equal weights) int4z
- * range [min(0, w), max(0, w)] times a few factors below 1; the one of least squared error wins
+ * int8   scale = max |w| / 127, rounded up to bf16, so that |q| <= 127; q = round(w / scale)
+ * int4   for a few divisors d around 8: q = round(-d w / top), clamped to -8..7, where top is the
+ *        element of largest magnitude; with the least-squares scale of these q, the d of least
+ *        squared error wins (as llama.cpp's formats do it)
+ * int4z  the range [min(0, w), max(0, w)] times a few factors around 1, two zero points each: the
+ *        pair of least squared error wins
  *
  * Compiled once, without fused multiply-add: files must not depend on the CPU that wrote them.
  */
@@ -14,7 +15,9 @@
 
 #include "core/ops/quant.h"
 
-enum { MAX_GROUP = 64 };
+enum { MAX_GROUP = 64, LANES = 4 };
+typedef float vec __attribute__((vector_size(4 * LANES)));
+typedef int32_t mask __attribute__((vector_size(4 * LANES)));
 
 static ht_bf16 bf16_up(float positive) // the smallest bf16 that is not below
 {
@@ -33,28 +36,6 @@ static int nearest(float v) // of moderate size; ties to even
     return (int)lrintf(v);
 }
 
-static void group_int8(int8_t *q, ht_bf16 *scale, const float *w, int64_t n)
-{
-    float most = 0.0f;
-
-    for (int64_t i = 0; i < n; i++) most = fmaxf(most, fabsf(w[i]));
-    *scale = bf16_up(most / 127.0f);
-    const float s = ht_bf16_to_f32(*scale), inverse = s > 0.0f ? 1.0f / s : 0.0f;
-    if (!isfinite(inverse)) { // subnormal: as good as zero
-        *scale = 0;
-        memset(q, 0, (size_t)n);
-        return;
-    }
-    for (int64_t i = 0; i < n; i++) q[i] = (int8_t)clamp(nearest(w[i] * inverse), -127, 127);
-}
-
-/* Searches are over w / unit, padded with zeros to MAX_GROUP; four partial sums, so that a compiler
- * may use vectors without changing bits. */
-static void normalise(float u[MAX_GROUP], const float *w, int64_t n, float unit)
-{
-    for (int64_t i = 0; i < MAX_GROUP; i++) u[i] = i < n ? w[i] / unit : 0.0f;
-}
-
 static float clampf(float v, float low, float high)
 {
     v = v > low ? v : low;
@@ -67,25 +48,71 @@ static float round_near(float v)
     return (v + 12582912.0f) - 12582912.0f;
 }
 
+static void group_int8(int8_t *q, ht_bf16 *scale, const float *w, int64_t n)
+{
+    float most = 0.0f;
+
+    for (int64_t i = 0; i < n; i++) most = fmaxf(most, fabsf(w[i]));
+    *scale = bf16_up(most / 127.0f);
+    const float s = ht_bf16_to_f32(*scale), inverse = s > 0.0f ? 1.0f / s : 0.0f;
+    if (!isfinite(inverse)) { // subnormal: as good as zero
+        *scale = 0;
+        memset(q, 0, (size_t)n);
+        return;
+    }
+    for (int64_t i = 0; i < n; i++)
+        q[i] = (int8_t)clampf(round_near(w[i] * inverse), -127.0f, 127.0f);
+}
+
+/* Searches are over w / unit, padded with zeros to whole vectors, in partial sums per lane: the
+ * same bits wherever it is compiled. Returns the number of vectors. */
+static int normalise(vec u[MAX_GROUP / LANES], const float *w, int64_t n, float unit)
+{
+    const int n_vectors = (int)((n + LANES - 1) / LANES);
+    const float inverse = 1.0f / unit;
+    float scaled[MAX_GROUP] = { 0 };
+
+    for (int64_t i = 0; i < n; i++) scaled[i] = w[i] * inverse;
+    memcpy(u, scaled, (size_t)n_vectors * sizeof *u);
+    return n_vectors;
+}
+
+static inline vec vec_clamp(vec v, float low, float high)
+{
+    const vec l = low - (vec){ 0 }, h = high - (vec){ 0 };
+    const mask above = v > l, below = v < h;
+    const mask raised = ((mask)v & above) | ((mask)l & ~above);
+    return (vec)((raised & below) | ((mask)h & ~below));
+}
+
+static inline vec vec_round(vec v) // as round_near
+{
+    return (v + 12582912.0f) - 12582912.0f;
+}
+
+static float sum_of(vec v)
+{
+    return (v[0] + v[1]) + (v[2] + v[3]);
+}
+
 static void group_int4(uint8_t *q, ht_bf16 *scale, const float *w, int64_t n)
 {
     static const float divisors[] = { 8.0f, 7.0f, 7.4f, 7.7f, 8.3f, 8.6f, 9.0f };
-    float top = 0.0f, best = -1.0f, best_scale = 0.0f, u[MAX_GROUP];
+    float top = 0.0f, best = -1.0f, best_scale = 0.0f;
+    vec u[MAX_GROUP / LANES];
 
     for (int64_t i = 0; i < n; i++)
         if (fabsf(w[i]) > fabsf(top)) top = w[i];
     if (fabsf(top) > 1e-30f) {
-        normalise(u, w, n, top);
+        const int n_vectors = normalise(u, w, n, top);
         for (size_t d = 0; d < sizeof divisors / sizeof *divisors; d++) {
-            float uq[4] = { 0 }, qq[4] = { 0 };
-            for (int i = 0; i < MAX_GROUP; i += 4)
-                for (int j = 0; j < 4; j++) {
-                    const float v = clampf(round_near(u[i + j] * -divisors[d]), -8.0f, 7.0f);
-                    uq[j] += u[i + j] * v;
-                    qq[j] += v * v;
-                }
-            const float a = (uq[0] + uq[1]) + (uq[2] + uq[3]),
-                        c = (qq[0] + qq[1]) + (qq[2] + qq[3]);
+            vec uq = { 0 }, qq = { 0 };
+            for (int v = 0; v < n_vectors; v++) {
+                const vec q4 = vec_clamp(vec_round(u[v] * -divisors[d]), -8.0f, 7.0f);
+                uq += u[v] * q4;
+                qq += q4 * q4;
+            }
+            const float a = sum_of(uq), c = sum_of(qq);
             // with the best scale a / c the squared error is sum u^2 - a^2 / c
             if (c > 0.0f && a * a / c > best) {
                 best = a * a / c;
@@ -102,7 +129,8 @@ static void group_int4(uint8_t *q, ht_bf16 *scale, const float *w, int64_t n)
 static void group_int4z(uint8_t *q, ht_bf16 *scale, uint8_t *zero, const float *w, int64_t n)
 {
     static const float factors[] = { 1.05f, 1.02f, 1.0f, 0.97f, 0.94f, 0.91f, 0.88f, 0.84f };
-    float low = 0.0f, high = 0.0f, best = INFINITY, u[MAX_GROUP];
+    float low = 0.0f, high = 0.0f, best = INFINITY;
+    vec u[MAX_GROUP / LANES];
 
     *scale = 0;
     *zero = 0;
@@ -112,22 +140,22 @@ static void group_int4z(uint8_t *q, ht_bf16 *scale, uint8_t *zero, const float *
     }
     const float range = high - low;
     if (range > 1e-30f && isfinite(range)) {
-        normalise(u, w, n, range);
+        const int n_vectors = normalise(u, w, n, range);
         for (size_t c = 0; c < sizeof factors / sizeof *factors; c++) {
             const ht_bf16 b = ht_f32_to_bf16(range * factors[c] / 15.0f);
             const float s = ht_bf16_to_f32(b) / range, inverse = 1.0f / s;
-            // the range is cut on both sides alike, or where the zero point moves, more on one
-            const int middle = nearest(7.5f - (low + high) / (2.0f * range) * inverse);
-            for (int z = middle - 1; z <= middle + 1; z++) {
-                const float zf = (float)clamp(z, 0, 15);
-                float error[4] = { 0 };
-                for (int i = 0; i < MAX_GROUP; i += 4)
-                    for (int j = 0; j < 4; j++) {
-                        const float v = clampf(round_near(u[i + j] * inverse) + zf, 0.0f, 15.0f);
-                        const float e = u[i + j] - s * (v - zf);
-                        error[j] += e * e;
-                    }
-                const float sum = (error[0] + error[1]) + (error[2] + error[3]);
+            // the zero point that cuts the range on both sides alike, and the next best
+            const float middle = 7.5f - (low + high) / (2.0f * range) * inverse;
+            const int z0 = nearest(middle), z1 = middle > (float)z0 ? z0 + 1 : z0 - 1;
+            for (int side = 0; side < 2; side++) {
+                const float zf = (float)clamp(side ? z1 : z0, 0, 15);
+                vec error = { 0 };
+                for (int v = 0; v < n_vectors; v++) {
+                    const vec q4 = vec_clamp(vec_round(u[v] * inverse) + zf, 0.0f, 15.0f);
+                    const vec e = u[v] - s * (q4 - zf);
+                    error += e * e;
+                }
+                const float sum = sum_of(error);
                 if (sum < best) {
                     best = sum;
                     *scale = b;
