@@ -171,29 +171,50 @@ static uint64_t mix(uint64_t h, uint64_t x)
     return h ^ h >> 29;
 }
 
-enum { FRAME_SLOTS = 2 * MAX_FRAMES, STATE_SLOTS = 65536 };
+enum { STATE_SLOTS = 65536 };
+
+static size_t frame_slot(const struct automaton *a, int symbol, int32_t below)
+{
+    const size_t n = 2 * (size_t)a->frame_capacity;
+    size_t i = mix(mix(1, (uint64_t)symbol), (uint64_t)(uint32_t)below) % n;
+    for (; a->frame_slots[i] >= 0; i = (i + 1) % n) {
+        const struct frame *f = &a->frames[a->frame_slots[i]];
+        if (f->symbol == symbol && f->below == below) break;
+    }
+    return i;
+}
+
+static enum ht_status more_frames(struct automaton *a)
+{
+    const int capacity = a->frame_capacity ? 2 * a->frame_capacity : 256;
+    if (capacity > MAX_FRAMES)
+        return HT_FAIL(HT_ERR_MEMORY, "the answer needs more than %d grammar frames",
+                       a->frame_capacity);
+    struct frame *grown = realloc(a->frames, (size_t)capacity * sizeof *grown);
+    if (grown) a->frames = grown;
+    int32_t *slots = malloc(2 * (size_t)capacity * sizeof *slots);
+    if (!grown || !slots) {
+        free(slots);
+        return HT_FAIL(HT_ERR_MEMORY, "no memory for %d grammar frames", capacity);
+    }
+    memset(slots, 0xff, 2 * (size_t)capacity * sizeof *slots);
+    free(a->frame_slots);
+    a->frame_slots = slots;
+    a->frame_capacity = capacity;
+    for (int k = 0; k < a->n_frames; k++)
+        a->frame_slots[frame_slot(a, a->frames[k].symbol, a->frames[k].below)] = k;
+    return HT_OK;
+}
 
 static enum ht_status push(struct automaton *a, int symbol, int32_t below, int32_t *out)
 {
-    size_t i = mix(mix(1, (uint64_t)symbol), (uint64_t)(uint32_t)below) % FRAME_SLOTS;
-    for (; a->frame_slots[i] >= 0; i = (i + 1) % FRAME_SLOTS) {
-        const struct frame *f = &a->frames[a->frame_slots[i]];
-        if (f->symbol != symbol || f->below != below) continue;
-        *out = a->frame_slots[i];
-        return HT_OK;
+    if (a->n_frames == a->frame_capacity) HT_TRY(more_frames(a));
+    const size_t i = frame_slot(a, symbol, below);
+    if (a->frame_slots[i] < 0) {
+        a->frames[a->n_frames] = (struct frame){ symbol, below };
+        a->frame_slots[i] = a->n_frames++;
     }
-    if (a->n_frames == a->frame_capacity) {
-        const int capacity = a->frame_capacity ? 2 * a->frame_capacity : 256;
-        struct frame *grown =
-            capacity <= MAX_FRAMES ? realloc(a->frames, (size_t)capacity * sizeof *grown) : NULL;
-        if (!grown)
-            return HT_FAIL(HT_ERR_MEMORY, "the answer needs more than %d grammar frames",
-                           a->frame_capacity);
-        a->frames = grown;
-        a->frame_capacity = capacity;
-    }
-    a->frames[a->n_frames] = (struct frame){ symbol, below };
-    *out = a->frame_slots[i] = a->n_frames++;
+    *out = a->frame_slots[i];
     return HT_OK;
 }
 
@@ -381,13 +402,11 @@ static enum ht_status create(struct ht_grammar **out, const struct ht_grammar_vo
     }
     g->a->references = 1;
     g->a->vocab = v;
-    g->a->frame_slots = malloc(FRAME_SLOTS * sizeof *g->a->frame_slots);
     g->a->state_slots = malloc(STATE_SLOTS * sizeof *g->a->state_slots);
-    if (!g->a->frame_slots || !g->a->state_slots) {
+    if (!g->a->state_slots) {
         st = HT_FAIL(HT_ERR_MEMORY, "no memory for a grammar");
         goto done;
     }
-    memset(g->a->frame_slots, 0xff, FRAME_SLOTS * sizeof *g->a->frame_slots);
     memset(g->a->state_slots, 0xff, STATE_SLOTS * sizeof *g->a->state_slots);
     HT_TRY_GOTO(st, done, ht_rules_from_schema(&g->a->rules, schema));
     const struct ht_rule *root = &g->a->rules.rules[0];
