@@ -16,6 +16,8 @@ struct ht_sampler {
     struct ht_sampler_options o;
     int64_t vocab_size;
     unsigned char *seen; // (vocab_size)
+    int32_t *count;      // (vocab_size) generated
+    float *bias;         // (vocab_size), NULL for none
     struct candidate *candidates;
     double *weights;
 };
@@ -37,6 +39,12 @@ enum ht_status ht_sampler_create(struct ht_sampler **out, const struct ht_sample
     if (!(o->repetition_penalty > 0.0f && o->repetition_penalty <= 100.0f))
         return HT_FAIL(HT_ERR_ARG, "repetition penalty is %g; it must be above 0 and at most 100",
                        (double)o->repetition_penalty);
+    if (!(o->frequency_penalty >= -2.0f && o->frequency_penalty <= 2.0f))
+        return HT_FAIL(HT_ERR_ARG, "frequency penalty is %g; it must be from -2 to 2",
+                       (double)o->frequency_penalty);
+    if (!(o->presence_penalty >= -2.0f && o->presence_penalty <= 2.0f))
+        return HT_FAIL(HT_ERR_ARG, "presence penalty is %g; it must be from -2 to 2",
+                       (double)o->presence_penalty);
     if (o->top_k < 0)
         return HT_FAIL(HT_ERR_ARG, "top-k is %lld; it must be 0 (all) or more",
                        (long long)o->top_k);
@@ -45,9 +53,10 @@ enum ht_status ht_sampler_create(struct ht_sampler **out, const struct ht_sample
     s->o = *o;
     s->vocab_size = vocab_size;
     s->seen = calloc((size_t)vocab_size, 1);
+    s->count = calloc((size_t)vocab_size, sizeof *s->count);
     s->candidates = calloc((size_t)vocab_size, sizeof *s->candidates);
     s->weights = calloc((size_t)vocab_size, sizeof *s->weights);
-    if (!s->seen || !s->candidates || !s->weights) {
+    if (!s->seen || !s->count || !s->candidates || !s->weights) {
         ht_sampler_free(s);
         return HT_FAIL(HT_ERR_MEMORY, "no memory to sample from %lld tokens",
                        (long long)vocab_size);
@@ -60,6 +69,8 @@ void ht_sampler_free(struct ht_sampler *s)
 {
     if (!s) return;
     free(s->seen);
+    free(s->count);
+    free(s->bias);
     free(s->candidates);
     free(s->weights);
     free(s);
@@ -68,6 +79,40 @@ void ht_sampler_free(struct ht_sampler *s)
 void ht_sampler_accept(struct ht_sampler *s, int32_t id)
 {
     if (id >= 0 && id < s->vocab_size) s->seen[id] = 1;
+}
+
+void ht_sampler_accept_generated(struct ht_sampler *s, int32_t id)
+{
+    ht_sampler_accept(s, id);
+    if (id >= 0 && id < s->vocab_size) s->count[id]++;
+}
+
+enum ht_status ht_sampler_bias(struct ht_sampler *s, int32_t id, float bias)
+{
+    if (id < 0 || id >= s->vocab_size)
+        return HT_FAIL(HT_ERR_ARG, "bias of token %d; the vocabulary has 0 to %lld", id,
+                       (long long)s->vocab_size - 1);
+    if (!(bias >= -100.0f && bias <= 100.0f))
+        return HT_FAIL(HT_ERR_ARG, "bias of token %d is %g; it must be from -100 to 100", id,
+                       (double)bias);
+    if (!s->bias) s->bias = calloc((size_t)s->vocab_size, sizeof *s->bias);
+    if (!s->bias) return HT_FAIL(HT_ERR_MEMORY, "no memory for biases");
+    s->bias[id] = bias;
+    return HT_OK;
+}
+
+/* Everything that changes logits. */
+static void adjust(const struct ht_sampler *s, float *logits)
+{
+    const float penalty = s->o.repetition_penalty;
+    const float frequency = s->o.frequency_penalty, presence = s->o.presence_penalty;
+
+    for (int64_t i = 0; s->bias && i < s->vocab_size; i++) logits[i] += s->bias[i];
+    for (int64_t i = 0; penalty != 1.0f && i < s->vocab_size; i++)
+        if (s->seen[i]) logits[i] = logits[i] > 0.0f ? logits[i] / penalty : logits[i] * penalty;
+    if (frequency == 0.0f && presence == 0.0f) return;
+    for (int64_t i = 0; i < s->vocab_size; i++)
+        if (s->count[i] > 0) logits[i] -= (float)s->count[i] * frequency + presence;
 }
 
 static int larger_first(const void *pa, const void *pb)
@@ -111,12 +156,10 @@ static int64_t keep_best(struct ht_sampler *s, int64_t n, double *sum)
 
 enum ht_status ht_sampler_pick(struct ht_sampler *s, float *logits, int64_t position, int32_t *id)
 {
-    const float penalty = s->o.repetition_penalty;
     int64_t n = 0;
     double sum = 0.0;
 
-    for (int64_t i = 0; penalty != 1.0f && i < s->vocab_size; i++)
-        if (s->seen[i]) logits[i] = logits[i] > 0.0f ? logits[i] / penalty : logits[i] * penalty;
+    adjust(s, logits);
     if (s->o.temperature == 0.0f) return pick_greedy(s, logits, id);
 
     for (int64_t i = 0; i < s->vocab_size; i++)

@@ -24,8 +24,9 @@ struct conv_args {
     const float *w, *bias;
     void *y, *grad_x;
     int64_t y_stride, grad_x_stride;
-    const float *state; // forward
-    float *partial;     // backward: (blocks of tokens, W+1, CD)
+    const float *state;  // forward
+    const int32_t *slot; // places of the sequences in state, or NULL
+    float *partial;      // backward: (blocks of tokens, W+1, CD)
 };
 
 template <int W>
@@ -74,7 +75,8 @@ __device__ __forceinline__ void load_window(float (&window)[W][kChannels], const
         if (row >= begin) {
             load4(window[k], (const T *)a.x + row * a.x_stride + c);
         } else if (a.state) {
-            const int64_t at = (int64_t)s * (W - 1) + row - begin + W - 1;
+            const int64_t place = a.slot ? a.slot[s] : s;
+            const int64_t at = place * (W - 1) + row - begin + W - 1;
             load4(window[k], a.state + at * a.n_channels + c);
         } else {
 #pragma unroll
@@ -133,7 +135,8 @@ __global__ void __launch_bounds__(kThreads) conv1d_state_kernel(conv_args a, flo
     const int s = (int)(i / a.n_channels), c = (int)(i % a.n_channels);
     if (s >= a.n_seqs) return;
     const int begin = a.starts[s], end = a.starts[s + 1];
-    float *rows = state + (int64_t)s * (W - 1) * a.n_channels + c;
+    const int64_t place = a.slot ? a.slot[s] : s;
+    float *rows = state + place * (W - 1) * a.n_channels + c;
     for (int r = 0; r < W - 1; r++) { // rising: what moves comes from behind
         const int t = end - (W - 1) + r;
         rows[r * a.n_channels] = t >= begin ? to_f32(((const T *)a.x)[t * a.x_stride + c])
@@ -247,6 +250,7 @@ conv_args args_of(const struct ht_conv1d_args *a)
     k.y_stride = a->y_stride;
     k.grad_x_stride = a->grad_x_stride;
     k.state = a->state;
+    k.slot = a->slot;
     k.partial = NULL;
     return k;
 }

@@ -9,6 +9,7 @@
 #include "attention/rope.h"
 #include "core/model/layers.h"
 #include "core/model/linear.h"
+#include "core/model/packed.h"
 
 static enum ht_status rotate(struct ht_model *m, void *qkv, const struct ht_model_batch *b,
                              bool inverse)
@@ -91,7 +92,7 @@ enum ht_status ht_attention_forward(struct ht_model *m, int layer, struct ht_lay
     const struct ht_linear out = { b->n_tokens, c->n_heads * c->d_head, c->d_model, m->dtype };
 
     // q, k and v stand one after the other in the flat buffer: one product
-    HT_TRY(ht_linear_forward(m->be, &in, a->qkv, a->u1, ht_model_matrix(m, layer, HT_T_Q)));
+    HT_TRY(ht_model_linear(m, layer, HT_T_Q, &in, a->qkv, a->u1));
     HT_TRY(rotate(m, a->qkv, b, false));
     if (state) {
         HT_TRY(attend_cached(m, a, b, state));
@@ -100,7 +101,7 @@ enum ht_status ht_attention_forward(struct ht_model *m, int layer, struct ht_lay
         HT_TRY(ht_flash_forward(m->be, &flash));
     }
     if (!branch) return HT_OK; // recomputation: only the activations are wanted
-    return ht_linear_forward(m->be, &out, branch, a->heads, ht_model_matrix(m, layer, HT_T_O));
+    return ht_model_linear(m, layer, HT_T_O, &out, branch, a->heads);
 }
 
 enum ht_status ht_attention_backward(struct ht_model *m, int layer, struct ht_acts *acts,

@@ -5,6 +5,7 @@
 #include <string.h>
 
 #include "attention/flash.h"
+#include "core/model/packed.h"
 #include "core/model/stack.h"
 #include "core/ops/gemm.h"
 #include "core/ops/loss.h"
@@ -141,6 +142,12 @@ enum ht_status ht_decoder_create(struct ht_decoder **out, struct ht_model *m, in
     HT_TRY_GOTO(st, done,
                 ht_backend_reserve_scratch(
                     m->be, ht_gemm_scratch_bytes(1, m->cfg.vocab_size, m->cfg.d_model, m->dtype)));
+    if (m->packed) {
+        const int64_t inner = m->cfg.d_inner > m->cfg.d_ff ? m->cfg.d_inner : m->cfg.d_ff;
+        const int64_t k = inner > m->cfg.d_model ? inner : m->cfg.d_model;
+        HT_TRY_GOTO(st, done,
+                    ht_backend_reserve_scratch(m->be, ht_qgemm_scratch_bytes(block_tokens, k)));
+    }
     *out = d;
     d = NULL;
 done:
@@ -213,22 +220,8 @@ enum ht_status ht_decoder_extend(struct ht_decoder *d, struct ht_state *s, const
         HT_TRY(extend_block(d, s, ids + done, last));
     }
     if (!logits) return HT_OK;
-    HT_TRY(ht_gemm(d->m->be,
-                   &(struct ht_gemm_args){
-                       .m = 1,
-                       .n = c->vocab_size,
-                       .k = c->d_model,
-                       .trans_b = true,
-                       .ab_dtype = d->m->dtype,
-                       .c_dtype = HT_DTYPE_F32,
-                       .a = ht_column(d->acts->u_final, (last - 1) * c->d_model, d->m->dtype),
-                       .lda = c->d_model,
-                       .b = ht_model_matrix(d->m, -1, ht_head_role(d->m)),
-                       .ldb = c->d_model,
-                       .c = logits,
-                       .ldc = c->vocab_size,
-                       .alpha = 1.0f / c->logits_scaling }));
-    return HT_OK;
+    return ht_model_logits(
+        d->m, 1, ht_column(d->acts->u_final, (last - 1) * c->d_model, d->m->dtype), logits);
 }
 
 enum ht_status ht_decoder_score(struct ht_decoder *d, struct ht_state *s, const int32_t *ids,

@@ -1,6 +1,6 @@
 /* core/model/forward.c: the residual stack, bottom to top (spec 3.1). */
+#include "core/model/packed.h"
 #include "core/model/stack.h"
-#include "core/ops/embedding.h"
 #include "core/ops/loss.h"
 #include "core/ops/rmsnorm.h"
 
@@ -52,15 +52,7 @@ enum ht_status ht_stack_forward(struct ht_model *m, struct ht_acts *a,
     if (b->n_tokens > a->max_tokens)
         return HT_FAIL(HT_ERR_ARG, "%lld tokens in a micro-batch; room was planned for %lld",
                        (long long)b->n_tokens, (long long)a->max_tokens);
-    HT_TRY(ht_embedding_forward(
-        m->be, &(struct ht_embedding_args){ .n_tokens = b->n_tokens,
-                                            .d_model = m->cfg.d_model,
-                                            .vocab_size = m->cfg.vocab_size,
-                                            .dtype = m->dtype,
-                                            .multiplier = m->cfg.embedding_multiplier,
-                                            .ids = b->ids,
-                                            .weight = ht_model_matrix(m, -1, HT_T_EMBED),
-                                            .residual = a->layer[0].r_in }));
+    HT_TRY(ht_model_embed(m, b->n_tokens, b->ids, a->layer[0].r_in));
     for (int i = 0; i < n_layers; i++) {
         struct ht_layer_acts *l = &a->layer[i];
         HT_TRY(add_and_norm(m, b->n_tokens, ht_model_vector(m, i, HT_T_NORM1), residual, branch,

@@ -5,6 +5,7 @@
  */
 #include "core/model/layers.h"
 #include "core/model/linear.h"
+#include "core/model/packed.h"
 #include "ssm/conv1d.h"
 #include "ssm/gated_norm.h"
 #include "ssm/ssd.h"
@@ -93,19 +94,24 @@ enum ht_status ht_mamba_forward(struct ht_model *m, int layer, struct ht_layer_a
     struct ht_ssd_args ssd = ssd_args(m, layer, a, b);
     const struct ht_gated_norm_args norm = norm_args(m, layer, a, b->n_tokens);
 
-    HT_TRY(
-        ht_linear_forward(m->be, &in, a->zxbcdt, a->u1, ht_model_matrix(m, layer, HT_T_IN_PROJ)));
-    if (state) conv.state = state->conv;
+    HT_TRY(ht_model_linear(m, layer, HT_T_IN_PROJ, &in, a->zxbcdt, a->u1));
+    if (state) {
+        conv.state = state->conv;
+        conv.slot = state->slot;
+    }
     HT_TRY(ht_conv1d_forward(m->be, &conv));
     if (state && state->one_each) {
-        HT_TRY(ht_ssd_step(m->be, &ssd, state->ssm, NULL));
+        HT_TRY(ht_ssd_step(m->be, &ssd, state->ssm, state->slot));
     } else {
-        if (state) ssd.init_state = ssd.final_state = state->ssm;
+        if (state)
+            ssd.init_state = ssd.final_state = state->ssm + (state->slot ? state->slot[0] : 0) *
+                                                                c->ssm_heads * c->ssm_d_head *
+                                                                c->d_state;
         HT_TRY(ht_ssd_forward(m->be, &ssd));
     }
     HT_TRY(ht_gated_norm_forward(m->be, &norm));
     if (!branch) return HT_OK; // recomputation: only the activations are wanted
-    return ht_linear_forward(m->be, &out, branch, a->o, ht_model_matrix(m, layer, HT_T_OUT_PROJ));
+    return ht_model_linear(m, layer, HT_T_OUT_PROJ, &out, branch, a->o);
 }
 
 enum ht_status ht_mamba_backward(struct ht_model *m, int layer, struct ht_acts *acts,

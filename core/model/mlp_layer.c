@@ -2,6 +2,7 @@
  * Wu^T)) Wd^T */
 #include "core/model/layers.h"
 #include "core/model/linear.h"
+#include "core/model/packed.h"
 #include "core/ops/mlp.h"
 
 enum ht_status ht_mlp_forward(struct ht_model *m, int layer, struct ht_layer_acts *a,
@@ -15,10 +16,10 @@ enum ht_status ht_mlp_forward(struct ht_model *m, int layer, struct ht_layer_act
     };
 
     // gate and up stand one after the other in the flat buffer: one product
-    HT_TRY(ht_linear_forward(m->be, &in, a->gate_up, a->u2, ht_model_matrix(m, layer, HT_T_GATE)));
+    HT_TRY(ht_model_linear(m, layer, HT_T_GATE, &in, a->gate_up, a->u2));
     HT_TRY(ht_swiglu_forward(m->be, &swiglu));
     if (!branch) return HT_OK; // recomputation: only the activations are wanted
-    return ht_linear_forward(m->be, &out, branch, a->act, ht_model_matrix(m, layer, HT_T_DOWN));
+    return ht_model_linear(m, layer, HT_T_DOWN, &out, branch, a->act);
 }
 
 enum ht_status ht_mlp_backward(struct ht_model *m, int layer, struct ht_acts *acts,

@@ -4,6 +4,7 @@
 #include <stdlib.h>
 
 #include "attention/rope.h"
+#include "core/model/packed.h"
 
 /* Computed on the host, so that every backend has the same bits. */
 static enum ht_status fill_tables(struct ht_model *m, size_t table_bytes)
@@ -24,10 +25,11 @@ done:
     return st;
 }
 
-enum ht_status ht_model_create(struct ht_model **out, struct ht_backend *be,
-                               const struct ht_model_config *cfg, enum ht_dtype dtype,
-                               enum ht_decay_rule decay, int64_t matrix_room, int64_t vector_room,
-                               int64_t n_positions)
+/* The arena of a model whose matrices take matrix_bytes. */
+static enum ht_status create(struct ht_model **out, struct ht_backend *be,
+                             const struct ht_model_config *cfg, enum ht_dtype dtype,
+                             enum ht_decay_rule decay, int64_t matrix_room, int64_t vector_room,
+                             int64_t n_positions, bool dense)
 {
     enum ht_status st = HT_OK;
     struct ht_model *m = calloc(1, sizeof *m);
@@ -42,8 +44,9 @@ enum ht_status ht_model_create(struct ht_model **out, struct ht_backend *be,
 
     const int64_t n_vector = m->list.n_total - m->list.n_matrix;
     const size_t matrix_bytes =
-        (size_t)(matrix_room > m->list.n_matrix ? matrix_room : m->list.n_matrix) *
-        ht_dtype_bytes(dtype);
+        dense ? (size_t)(matrix_room > m->list.n_matrix ? matrix_room : m->list.n_matrix) *
+                    ht_dtype_bytes(dtype)
+              : 0;
     const size_t vector_bytes = (size_t)(vector_room > n_vector ? vector_room : n_vector) * 4;
     const size_t table_bytes = (size_t)(n_positions * cfg->rope_dims / 2) * 4;
     HT_TRY_GOTO(st, done,
@@ -51,7 +54,7 @@ enum ht_status ht_model_create(struct ht_model **out, struct ht_backend *be,
                                         ht_arena_bytes(matrix_bytes) +
                                             ht_arena_bytes(vector_bytes) +
                                             2 * ht_arena_bytes(table_bytes)));
-    m->matrix = ht_arena_get(&m->arena, matrix_bytes);
+    if (dense) m->matrix = ht_arena_get(&m->arena, matrix_bytes);
     m->vector = ht_arena_get(&m->arena, vector_bytes);
     if (table_bytes) {
         m->cos_table = ht_arena_get(&m->arena, table_bytes);
@@ -65,9 +68,31 @@ done:
     return st;
 }
 
+enum ht_status ht_model_create(struct ht_model **out, struct ht_backend *be,
+                               const struct ht_model_config *cfg, enum ht_dtype dtype,
+                               enum ht_decay_rule decay, int64_t matrix_room, int64_t vector_room,
+                               int64_t n_positions)
+{
+    return create(out, be, cfg, dtype, decay, matrix_room, vector_room, n_positions, true);
+}
+
+enum ht_status ht_model_create_packed(struct ht_model **out, struct ht_backend *be,
+                                      const struct ht_model_config *cfg, enum ht_dtype dtype,
+                                      int64_t n_positions)
+{
+    enum ht_status st = create(out, be, cfg, dtype, HT_DECAY_MATRICES, 0, 0, n_positions, false);
+
+    if (st == HT_OK) st = ht_packed_create(&(*out)->packed, cfg->n_layers);
+    if (st == HT_OK) return HT_OK;
+    ht_model_free(*out);
+    *out = NULL;
+    return st;
+}
+
 void ht_model_free(struct ht_model *m)
 {
     if (!m) return;
+    ht_packed_free(m->packed);
     ht_tensor_list_free(&m->list);
     if (m->be) ht_backend_arena_free(&m->arena, m->be);
     free(m);
@@ -76,7 +101,8 @@ void ht_model_free(struct ht_model *m)
 const void *ht_model_matrix(const struct ht_model *m, int layer, enum ht_tensor_role role)
 {
     const struct ht_tensor_info *t = ht_tensor_find(&m->list, layer, role);
-    return t ? (const char *)m->matrix + (size_t)t->offset * ht_dtype_bytes(m->dtype) : NULL;
+    return t && m->matrix ? (const char *)m->matrix + (size_t)t->offset * ht_dtype_bytes(m->dtype)
+                          : NULL;
 }
 
 const float *ht_model_vector(const struct ht_model *m, int layer, enum ht_tensor_role role)

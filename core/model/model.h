@@ -29,6 +29,7 @@ struct ht_model {
     float *vector;                // (list.n_total - list.n_matrix + padding) working copies
     float *cos_table, *sin_table; // (max_position, rope_dims/2), NULL without RoPE
     struct ht_arena arena;
+    struct ht_packed *packed; // packed.h: the matrices instead of `matrix`, forward only; or NULL
 };
 
 /* Weights are zero until ht_params_* or ht_weights_load fills them. matrix_room and vector_room are

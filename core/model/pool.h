@@ -1,0 +1,60 @@
+/* core/model/pool.h: the states of many sequences in two pools, and the passes that extend them
+ * (spec 4.3, 4.4).
+ *
+ * State slots hold what has a fixed size (convolution windows, SSM states); extents of one long
+ * row of tokens hold keys and values. A decoding pass takes one token of each of many sequences:
+ * its products run over all rows at once, states are updated where they stand. A prompt pass takes
+ * one block of one sequence. Nothing is allocated after creation.
+ */
+#ifndef HT_MODEL_POOL_H
+#define HT_MODEL_POOL_H
+
+#include "core/model/model.h"
+
+struct ht_pool;
+
+struct ht_place {           // of one sequence, given out by the caller
+    int32_t slot;           // 0 .. n_slots-1
+    int64_t kv_start, kv_n; // its extent of the row of tokens
+    int64_t n_tokens;       // in its state
+};
+
+struct ht_pool_options {
+    int64_t n_slots;      // sequences
+    int64_t kv_tokens;    // of all extents together; 0 without attention layers
+    int64_t block_tokens; // most tokens of a prompt pass
+};
+
+enum ht_status ht_pool_create(struct ht_pool **out, struct ht_model *m,
+                              const struct ht_pool_options *o);
+void ht_pool_free(struct ht_pool *p);
+
+/* Bytes of a slot, and of a token's keys and values, of a model of that activation dtype. */
+int64_t ht_pool_slot_bytes(const struct ht_model_config *c);
+int64_t ht_pool_token_bytes(const struct ht_model_config *c, enum ht_dtype dtype);
+
+void ht_pool_reset(struct ht_pool *p, struct ht_place *at); // as before the first token
+
+/* The whole state of `from` also at `to`, whose extent holds at least as many tokens. */
+void ht_pool_copy(struct ht_pool *p, struct ht_place *to, const struct ht_place *from);
+
+/* The state as bytes: slot, then keys and values of its tokens, layer by layer; and back, for
+ * n_tokens of them. */
+int64_t ht_pool_export_bytes(const struct ht_pool *p, int64_t n_tokens);
+void ht_pool_export(const struct ht_pool *p, const struct ht_place *at, void *out);
+void ht_pool_import(struct ht_pool *p, struct ht_place *at, int64_t n_tokens, const void *in);
+
+/* ids[i] follows the tokens of sequence at[i], for n of them (1 .. n_slots); logits (n,
+ * vocab_size), fp32. Row i depends on sequence i alone. HT_ERR_ARG: an id outside the vocabulary, a
+ * full extent; nothing has changed then. */
+enum ht_status ht_pool_decode(struct ht_pool *p, struct ht_place *const *at, const int32_t *ids,
+                              int64_t n, float *logits);
+
+/* n tokens (1 .. block_tokens) follow in one pass. Their hidden rows stay until the next pass. */
+enum ht_status ht_pool_prompt(struct ht_pool *p, struct ht_place *at, const int32_t *ids,
+                              int64_t n);
+
+/* Logits (n, vocab_size) of rows first .. first + n - 1 of the last prompt pass. */
+enum ht_status ht_pool_prompt_logits(struct ht_pool *p, int64_t first, int64_t n, float *logits);
+
+#endif
