@@ -4,7 +4,7 @@
  *
  * One thread block per token and head; a warp owns rows of the state, four at a time, 16 bytes per
  * lane: B and C in registers, y by a sum over the warp. Bound by memory: 8 P N bytes per token and
- * head for 5 P N FLOP (1.05 MB per layer and sequence at Bamba's shape). Slots are read on the
+ * head for 5 P N FLOP (8.4 MB per layer and sequence at Bamba's shape). Slots are read on the
  * device, so that the composition of a batch changes without moving states; -1 is a padding row.
  */
 #include "ssm/rows_cuda.h"
