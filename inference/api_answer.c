@@ -45,17 +45,40 @@ void ht_api_add(struct ht_api_text *t, const char *format, ...)
     va_end(args);
 }
 
+/* Bytes of the character at p; 0 when it is not UTF-8. Messages may quote what a client sent. */
+static size_t whole_char(const unsigned char *p, size_t n)
+{
+    const size_t k = p[0] < 0x80   ? 1
+                     : p[0] < 0xC2 ? 0
+                     : p[0] < 0xE0 ? 2
+                     : p[0] < 0xF0 ? 3
+                     : p[0] < 0xF5 ? 4
+                                   : 0;
+    if (k == 0 || k > n) return 0;
+    for (size_t i = 1; i < k; i++)
+        if ((p[i] & 0xC0) != 0x80) return 0;
+    if ((p[0] == 0xE0 && p[1] < 0xA0) || (p[0] == 0xED && p[1] > 0x9F) ||
+        (p[0] == 0xF0 && p[1] < 0x90) || (p[0] == 0xF4 && p[1] > 0x8F))
+        return 0;
+    return k;
+}
+
 void ht_api_add_string(struct ht_api_text *t, const char *p, size_t n)
 {
     ht_api_add_bytes(t, "\"", 1);
     for (size_t i = 0, end; i < n; i = end) {
-        for (end = i; end < n && (unsigned char)p[end] >= 32 && p[end] != '"' && p[end] != '\\' &&
-                      p[end] != 127;)
-            end++;
+        size_t k = 0;
+        for (end = i; end < n; end += k) {
+            const unsigned char c = (unsigned char)p[end];
+            k = whole_char((const unsigned char *)p + end, n - end);
+            if (k == 0 || c < 32 || c == '"' || c == '\\' || c == 127) break;
+        }
         ht_api_add_bytes(t, p + i, end - i);
         if (end == n) break;
         const char c = p[end++];
-        if (c == '"' || c == '\\')
+        if (k == 0)
+            ht_api_add_bytes(t, "\\ufffd", 6);
+        else if (c == '"' || c == '\\')
             ht_api_add(t, "\\%c", c);
         else if (c == '\n')
             ht_api_add_bytes(t, "\\n", 2);

@@ -1,6 +1,7 @@
 /* tests/fuzz/seeds.c: good inputs that no fixture holds as a file: fuzz_seeds FOLDER makes
  * FOLDER/TARGET/NAME.
  */
+#include <jansson.h>
 #include <zlib.h>
 #include <zstd.h>
 
@@ -173,6 +174,41 @@ static void manifests(void)
     }
 }
 
+/* The templates of tests/golden/chat, and requests. */
+static void chat_templates(void)
+{
+    static const char *const bodies[] = {
+        "\0{\"model\":\"m\",\"prompt\":\"ab\",\"max_tokens\":3,\"temperature\":0.5,\"top_p\":0.9,"
+        "\"logprobs\":1,\"echo\":true}",
+        "\0{\"prompt\":[[0,1],[2]],\"n\":2,\"best_of\":3,\"stop\":[\"x\"],\"logit_bias\":{\"1\":-"
+        "100},\"seed\":7}",
+        "\0{\"prompt\":\"a\",\"response_format\":{\"type\":\"json_schema\",\"json_schema\":{"
+        "\"schema\":{\"type\":\"object\"}}}}",
+        "\1{\"messages\":[{\"role\":\"user\",\"content\":[{\"type\":\"text\",\"text\":\"a\"}]}],"
+        "\"stream\":true,"
+        "\"stream_options\":{\"include_usage\":true},\"tools\":[{}],\"logprobs\":true,\"top_"
+        "logprobs\":2}",
+        "\2{\"prompt\":\"ab\",\"add_special_tokens\":false}",
+        "\3{\"tokens\":[0,1,7]}",
+        "\4{\"type\":\"object\",\"properties\":{\"a\":{\"enum\":[1,\"x\"]},\"b\":{\"$ref\":\"#/"
+        "$defs/n\"}},\"required\":[\"a\"],"
+        "\"$defs\":{\"n\":{\"anyOf\":[{\"type\":\"array\",\"items\":{\"$ref\":\"#/$defs/"
+        "n\"},\"maxItems\":3},{\"type\":\"null\"}]}}}",
+        "\4{\"type\":\"string\",\"minLength\":1,\"maxLength\":4}",
+    };
+    const char *name;
+    json_t *cases = json_load_file(HT_SOURCE_DIR "/tests/golden/chat/cases.json", 0, NULL), *text;
+    if (!cases) abort();
+    json_object_foreach(json_object_get(cases, "templates"), name, text)
+        write_seed("chat_template", name, "", json_string_value(text), json_string_length(text));
+    json_decref(cases);
+    for (size_t i = 0; i < sizeof bodies / sizeof *bodies; i++) {
+        char number[16];
+        snprintf(number, sizeof number, "%zu", i);
+        write_seed("request", number, "", bodies[i], 1 + strlen(bodies[i] + 1));
+    }
+}
+
 int main(int argc, char **argv)
 {
     if (argc != 2) {
@@ -185,5 +221,6 @@ int main(int argc, char **argv)
     texts();
     safetensors();
     manifests();
+    chat_templates();
     return 0;
 }
