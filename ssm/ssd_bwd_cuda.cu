@@ -110,9 +110,13 @@ enum ht_status launch(struct ht_backend *be, const struct ht_ssd_args *a)
     const int64_t slots = ht_ssd_cuda_slots(a->n_tokens, a->seqs.n_seqs, kChunk);
     const int n_blocks = (int)(a->n_groups * blocks.per_group);
     const size_t sums_bytes = (size_t)slots * (size_t)a->n_heads * HT_SSD_CUDA_SUMS * sizeof(float);
+    using widest = backward_shape<T, sizeof(T) == 2 ? 128 : 64, sizeof(T) == 2 ? 64 : 32, false>;
     void *partial = NULL, *sums = NULL;
     ssd_backward_args b;
+    int n_stages;
 
+    // before anything is written
+    HT_TRY(pick_stages(&n_stages, be, "ssd_backward", widest::bytes(1), widest::bytes(2)));
     HT_TRY(
         ht_arena_take(&partial, &be->scratch,
                       (size_t)n_blocks * (size_t)(a->n_tokens * 2 * a->d_state) * sizeof(float)));

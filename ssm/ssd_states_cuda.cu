@@ -2,8 +2,8 @@
  * and 2, 4.2 B1 and B2): the sweeps of the backward pass and the segment states of long sequences.
  *
  * One thread block walks the chunks of one piece of a sequence for two heads (ssd_shape), the state
- * in registers as fp32 fragments, the next chunk's u and v on their way by cp.async where shared
- * memory has room for two. Where one sequence cannot fill the device it is cut into segments:
+ * in registers as fp32 fragments, the next chunk's u and v on their way by cp.async. Where one
+ * sequence cannot fill the device it is cut into segments:
  *
  *   totals    every segment on its own, from zero: its state and its decay
  *   combine   the state that enters each segment, in order
@@ -16,41 +16,37 @@
 
 namespace {
 
-/*   tables of chunk c and c + 1 | u, v of a chunk | u, v of the next (n_stages 2) */
+/*   tables of chunk c and c + 1 | u, v of chunk c and c + 1 */
 template <typename S>
 struct walk_smem {
     using T = typename S::T;
     ssd_decay_table *tables;
     T *tiles;
-    int n_stages;
 
     static constexpr int kU = kChunk * S::kPitchX, kV = kChunk * S::kPitchN;
     static constexpr size_t kTables = 2 * S::kHeads * sizeof(ssd_decay_table);
-    static size_t bytes(int n_stages) { return kTables + (size_t)n_stages * (kU + kV) * sizeof(T); }
-    __device__ __forceinline__ walk_smem(unsigned char *p, int stages)
-        : tables(reinterpret_cast<ssd_decay_table *>(p)), tiles(reinterpret_cast<T *>(p + kTables)),
-          n_stages(stages)
+    static constexpr size_t kBytes = kTables + 2 * (kU + kV) * sizeof(T);
+
+    __device__ __forceinline__ walk_smem(unsigned char *p)
+        : tables(reinterpret_cast<ssd_decay_table *>(p)), tiles(reinterpret_cast<T *>(p + kTables))
     {
     }
     __device__ __forceinline__ ssd_decay_table *table(int c) const
     {
         return tables + c % 2 * S::kHeads;
     }
-    __device__ __forceinline__ T *u(int c) const
-    {
-        return tiles + (n_stages > 1 ? c % 2 : 0) * (kU + kV);
-    }
+    __device__ __forceinline__ T *u(int c) const { return tiles + c % 2 * (kU + kV); }
     __device__ __forceinline__ T *v(int c) const { return u(c) + kU; }
 };
 
 /* With kTotals: from zero, only the state at the end and the decay, into segments. */
 template <typename S, bool kTotals>
 __global__ void __launch_bounds__(kSsdThreads)
-    ssd_walk_kernel(ssd_walk w, ssd_segments segments, int n_columns, int n_heads, int n_stages)
+    ssd_walk_kernel(ssd_walk w, ssd_segments segments, int n_columns, int n_heads)
 {
     using T = typename S::T;
     HT_SHARED_DYNAMIC(unsigned char, bytes);
-    const walk_smem<S> smem(bytes, n_stages);
+    const walk_smem<S> smem(bytes);
     const int slot = (int)blockIdx.x / n_columns, P = w.d_head, N = w.d_state;
     const ssd_column col = column_at<S>(w.heads, P, (int)blockIdx.x % n_columns);
     const int first_head = heads_of_block(w.heads, w.heads.first).begin;
@@ -95,8 +91,10 @@ __global__ void __launch_bounds__(kSsdThreads)
     for (int c = 0; c < n_chunks; c++) {
         cp_async_wait<0>();
         __syncthreads(); // chunk c is here, everybody is done with c - 1
-        if (n_stages > 1 && c + 1 < n_chunks) fetch(c + 1);
-        if (c + 1 < n_chunks) tables(c + 1);
+        if (c + 1 < n_chunks) {
+            fetch(c + 1);
+            tables(c + 1);
+        }
         const ssd_decay_table *d = smem.table(c);
         if (!kTotals && w.chunk_states)
             s.store((T *)w.chunk_states +
@@ -105,10 +103,6 @@ __global__ void __launch_bounds__(kSsdThreads)
         if (kTotals && threadIdx.x < S::kHeads) decay *= d[threadIdx.x].in[kChunk - 1];
         d += ssd_state<S>::head();
         s.update(smem.u(c), smem.v(c), w.reverse ? d->in : d->dt_out, d->in[kChunk - 1]);
-        if (n_stages == 1 && c + 1 < n_chunks) {
-            __syncthreads();
-            fetch(c + 1);
-        }
     }
     if (kTotals) {
         s.store(segments.states + of_slot, col, P, N);
@@ -149,10 +143,9 @@ enum ht_status run_walk(struct ht_backend *be, const ssd_walk &w, const ssd_segm
     const int64_t slots = ht_ssd_cuda_slots(w.n_tokens, w.n_seqs, segments.span);
     int n_stages;
 
-    HT_TRY(pick_stages(&n_stages, be, "ssd_walk", walk_smem<S>::bytes(1), walk_smem<S>::bytes(2)));
+    HT_TRY(pick_stages(&n_stages, be, "ssd_walk", walk_smem<S>::kBytes, walk_smem<S>::kBytes));
     HT_LAUNCH(be, (ssd_walk_kernel<S, kTotals>), (unsigned)(slots * columns), kSsdThreads,
-              walk_smem<S>::bytes(n_stages), w, segments, (int)columns, n_heads_of(w.heads),
-              n_stages);
+              walk_smem<S>::kBytes, w, segments, (int)columns, n_heads_of(w.heads));
     return ht_cuda_check_launch(be, "ssd_walk");
 }
 

@@ -238,6 +238,57 @@ START_TEST(pieces_equal_whole)
 }
 END_TEST
 
+/* Carried states that stand in other places, with others between them: the same bits, and the
+ * others untouched. */
+START_TEST(states_in_slots)
+{
+    static const int32_t slot[] = { 4, 0, 5, 2 };
+    const enum ht_dtype dtype = _i ? HT_DTYPE_BF16 : HT_DTYPE_F32;
+    struct conv_case whole = case_make(&shapes[2], dtype), k = case_make(&shapes[2], dtype);
+    const int64_t one = (k.W - 1) * k.CD;
+    struct tensor places = tensor_normal(6 * one, HT_DTYPE_F32, 1.0, 9);
+    struct tensor before = tensor_copy(&places);
+    struct ht_backend be;
+
+    run(&whole, true, true, false);
+    for (int i = 0; i < 4; i++)
+        memcpy((float *)places.p + slot[i] * one, (float *)k.state.p + i * one,
+               (size_t)one * sizeof(float));
+    gpu_start(&be, 0);
+    void *x = to_gpu(&be, &k.x), *y = to_gpu(&be, &k.y);
+    const struct ht_conv1d_args a = {
+        .seqs = { k.n_seqs, gpu_put(&be, k.starts, sizeof k.starts) },
+        .n_tokens = k.T,
+        .n_channels = k.CD,
+        .d_conv = k.W,
+        .dtype = dtype,
+        .x = column(x, dtype),
+        .x_stride = k.stride,
+        .w = to_gpu(&be, &k.w),
+        .bias = to_gpu(&be, &k.bias),
+        .y = column(y, dtype),
+        .y_stride = k.stride,
+        .state = to_gpu(&be, &places),
+        .slot = gpu_put(&be, slot, sizeof slot),
+    };
+    gpu_ok(ht_conv1d_forward(&be, &a));
+    from_gpu(&be, &k.y, y);
+    from_gpu(&be, &places, a.state);
+    gpu_end(&be);
+    check_same_bits(&k.y, &whole.y, "y");
+    for (int i = 0; i < 4; i++)
+        ck_assert_mem_eq((float *)places.p + slot[i] * one, (float *)whole.state.p + i * one,
+                         (size_t)one * sizeof(float));
+    for (int i = 1; i < 4; i += 2) // places 1 and 3 belong to nobody
+        ck_assert_mem_eq((float *)places.p + i * one, (float *)before.p + i * one,
+                         (size_t)one * sizeof(float));
+    tensor_free(&places);
+    tensor_free(&before);
+    case_free(&whole);
+    case_free(&k);
+}
+END_TEST
+
 int main(void)
 {
     Suite *s = suite_create("conv1d_cuda");
@@ -247,6 +298,7 @@ int main(void)
     suite_add_tcase(s, reference);
     tcase_add_loop_test(property, bits_do_not_depend_on_the_run, 0, 2);
     tcase_add_loop_test(property, pieces_equal_whole, 0, 6);
+    tcase_add_loop_test(property, states_in_slots, 0, 2);
     suite_add_tcase(s, property);
     return gpu_run_suite(s);
 }
