@@ -7,7 +7,6 @@
 #include "checkpoints/weights_quant.h"
 #include "core/model/packed.h"
 #include "core/model/stack.h"
-#include "inference/session.h"
 
 struct group { // tensors that one product serves
     enum ht_tensor_role role[3];
@@ -65,6 +64,33 @@ static enum ht_status load_packed(struct ht_loaded *l, enum ht_qformat format, i
     return ht_weights_load_vectors(l->weights, &m->list, m->vector);
 }
 
+/* The token that ends a text: the folder's, else one of the usual names, else the only special
+ * token when it has no other usual meaning (run folders of our own). */
+static int64_t find_eos(const struct ht_weights *weights, const struct ht_tokenizer *tokenizer)
+{
+    static const char *const ends[] = { "<|end_of_text|>", "<|endoftext|>", "</s>", "<eos>",
+                                        "[EOS]" };
+    static const char *const others[] = { "<unk>", "<pad>", "<s>",    "<bos>",
+                                          "[UNK]", "[PAD]", "<mask>", "[MASK]" };
+    const int64_t vocab_size = ht_weights_model(weights)->vocab_size;
+    int64_t only = -1;
+
+    if (ht_weights_eos_id(weights) >= 0 || !tokenizer) return ht_weights_eos_id(weights);
+    for (size_t i = 0; i < sizeof ends / sizeof *ends; i++) {
+        const int32_t id = ht_tokenizer_find(tokenizer, ends[i]);
+        if (id >= 0 && id < vocab_size && ht_tokenizer_is_special(tokenizer, id)) return id;
+    }
+    for (int64_t id = 0; id < ht_tokenizer_vocab_size(tokenizer); id++) {
+        if (!ht_tokenizer_is_special(tokenizer, (int32_t)id)) continue;
+        if (only >= 0) return -1;
+        only = id;
+    }
+    if (only < 0 || only >= vocab_size) return -1;
+    for (size_t i = 0; i < sizeof others / sizeof *others; i++)
+        if (strcmp(ht_tokenizer_token(tokenizer, (int32_t)only), others[i]) == 0) return -1;
+    return only;
+}
+
 enum ht_status ht_loaded_open(struct ht_loaded *l, struct ht_weights *w, const char *tokenizer,
                               const char *format_name, int threads, int64_t n_positions)
 {
@@ -93,7 +119,7 @@ enum ht_status ht_loaded_open(struct ht_loaded *l, struct ht_weights *w, const c
     }
     if (!tokenizer) tokenizer = ht_weights_tokenizer_path(l->weights);
     if (tokenizer) HT_TRY(ht_tokenizer_load(&l->tokenizer, tokenizer));
-    l->eos = (int32_t)ht_session_find_eos(l->weights, l->tokenizer);
+    l->eos = (int32_t)find_eos(l->weights, l->tokenizer);
     l->bos = (int32_t)ht_weights_bos_id(l->weights);
     return HT_OK;
 }

@@ -12,7 +12,9 @@ struct ht_loaded {
     struct ht_tokenizer *tokenizer; // NULL when the folder has none
     struct ht_backend backend;
     struct ht_model *model;
-    int32_t eos, bos; // -1 when unknown
+    // eos: the folder's; else, as in this project's own run folders, the tokenizer's special token
+    // of a usual name, or its only special one where that has no other usual name. -1 when unknown
+    int32_t eos, bos;
 };
 
 /* w: from ht_weights_open; owned by l from now on, also after a failure. format: "stored" (packed

@@ -33,7 +33,10 @@ static const char help[] =
     "  --tokenizer FILE    tokenizer.json to use instead of the model's\n"
     "  --ctx-size N        longest context (default 4096)\n"
     "  --max-tokens N      stop after about N tokens\n"
-    "  --threads N, --fp32, --json, --version, --help\n"
+    "  --weights FORMAT    stored (default), fp32, bf16, int8, int4 or int4z: what quantising "
+    "costs\n"
+    "  --fp32              the same as --weights fp32\n"
+    "  --threads N, --json, --version, --help\n"
     "\n"
     "Bits per byte counts every byte: a token without a prediction (the first of a document) is "
     "charged\n"
@@ -88,10 +91,10 @@ static enum ht_status score_shard(struct evaluation *e, const char *path)
     int32_t *ids = NULL;
 
     HT_TRY_GOTO(st, done, ht_shard_open(&s, path));
-    if (ht_shard_vocab_size(s) > e->session.model->cfg.vocab_size) {
-        st =
-            HT_FAIL(HT_ERR_FORMAT, "%s: vocabulary of %lld tokens; the model has %lld", path,
-                    (long long)ht_shard_vocab_size(s), (long long)e->session.model->cfg.vocab_size);
+    if (ht_shard_vocab_size(s) > e->session.l.model->cfg.vocab_size) {
+        st = HT_FAIL(HT_ERR_FORMAT, "%s: vocabulary of %lld tokens; the model has %lld", path,
+                     (long long)ht_shard_vocab_size(s),
+                     (long long)e->session.l.model->cfg.vocab_size);
         goto done;
     }
     for (int64_t doc = 0; doc < ht_shard_n_docs(s) && !enough(e); doc++) {
@@ -122,11 +125,11 @@ static enum ht_status score_text(struct evaluation *e, char *path, const char *f
     const char *text;
     size_t n;
 
-    if (!e->session.tokenizer)
+    if (!e->session.l.tokenizer)
         return HT_FAIL(HT_ERR_ARG, "%s has no tokenizer.json; give --tokenizer or a shard",
-                       ht_weights_resolved_path(e->session.weights));
+                       ht_weights_resolved_path(e->session.l.weights));
     HT_TRY_GOTO(st, done, ht_text_open(&source, &path, 1, &options));
-    HT_TRY_GOTO(st, done, ht_encoder_create(&encoder, e->session.tokenizer));
+    HT_TRY_GOTO(st, done, ht_encoder_create(&encoder, e->session.l.tokenizer));
     while (!enough(e)) {
         HT_TRY_GOTO(st, done, ht_text_next(source, &text, &n));
         if (!text) break;
@@ -186,7 +189,7 @@ static enum ht_status score_token_file(struct evaluation *e, const char *path, b
         if (strspn(line, " \t\r\n") == (size_t)n) continue;
         HT_TRY_GOTO(
             st, done,
-            parse_line(line, (size_t)n, path, number, e->session.model->cfg.vocab_size, &ids));
+            parse_line(line, (size_t)n, path, number, e->session.l.model->cfg.vocab_size, &ids));
         if (print && ids.n > e->session.context) {
             st = HT_FAIL(HT_ERR_FORMAT, "%s:%lld: %lld ids; the context holds %lld (--ctx-size)",
                          path, (long long)number, (long long)ids.n, (long long)e->session.context);
@@ -212,7 +215,7 @@ static void print_totals(const struct evaluation *e, const char *name, bool json
     const struct totals *s = &e->sum;
     const double loss = s->n_scored ? s->nats / (double)s->n_scored : 0.0;
     const double first =
-        (double)(s->n_tokens - s->n_scored) * log((double)e->session.model->cfg.vocab_size);
+        (double)(s->n_tokens - s->n_scored) * log((double)e->session.l.model->cfg.vocab_size);
     const double bits =
         s->n_bytes > 0 && !s->cut ? (s->nats + first) / log(2.0) / (double)s->n_bytes : 0.0;
 
@@ -263,9 +266,9 @@ int main(int argc, char **argv)
         { "field", 1, NULL, 'f' },      { "tokenizer", 1, NULL, 'k' },
         { "ctx-size", 1, NULL, 'c' },   { "max-model-len", 1, NULL, 'c' },
         { "max-tokens", 1, NULL, 'n' }, { "threads", 1, NULL, 'j' },
-        { "fp32", 0, NULL, 'p' },       { "json", 0, NULL, 'J' },
-        { "version", 0, NULL, 'v' },    { "help", 0, NULL, 'h' },
-        { NULL, 0, NULL, 0 },
+        { "fp32", 0, NULL, 'p' },       { "weights", 1, NULL, 'w' },
+        { "json", 0, NULL, 'J' },       { "version", 0, NULL, 'v' },
+        { "help", 0, NULL, 'h' },       { NULL, 0, NULL, 0 },
     };
     const struct ht_log log = { .level = HT_LOG_WARN, .terminal = stderr };
     struct ht_session_options options = { .log = &log };
@@ -288,7 +291,8 @@ int main(int argc, char **argv)
         case 'c': options.context = strtoll(optarg, &end, 10); break;
         case 'n': e.max_tokens = strtoll(optarg, &end, 10); break;
         case 'j': options.threads = (int)strtol(optarg, &end, 10); break;
-        case 'p': options.fp32 = true; break;
+        case 'p': options.weights = "fp32"; break;
+        case 'w': options.weights = optarg; break;
         case 'J': json = true; break;
         case 'v': printf("hybrideval %s\n", HT_VERSION); return 0;
         case 'h': fputs(help, stdout); return 0;

@@ -39,7 +39,9 @@ static const char help[] =
     "  --seed N                of the draws (default 0)\n"
     "  --ignore-eos            go on after the end-of-text token\n"
     "  --threads N             threads (default: all cores)\n"
-    "  --fp32                  compute in fp32\n"
+    "  --weights FORMAT        stored (default), fp32, bf16, int8, int4 or int4z: packed while "
+    "loading\n"
+    "  --fp32                  the same as --weights fp32\n"
     "  --stats                 print speeds to stderr\n"
     "  --version, --help\n"
     "\n"
@@ -140,14 +142,14 @@ static enum ht_status make_prompt(struct ht_ids *ids, const struct ht_session *s
     enum ht_status st = HT_OK;
 
     if (a->ids) return parse_ids(ids, a->ids);
-    if (!s->tokenizer)
+    if (!s->l.tokenizer)
         return HT_FAIL(HT_ERR_ARG, "%s has no tokenizer.json; give --tokenizer or --ids",
-                       ht_weights_resolved_path(s->weights));
+                       ht_weights_resolved_path(s->l.weights));
     if (!text) {
         HT_TRY(read_prompt(&input, &n));
         text = input;
     }
-    HT_TRY_GOTO(st, done, ht_encoder_create(&encoder, s->tokenizer));
+    HT_TRY_GOTO(st, done, ht_encoder_create(&encoder, s->l.tokenizer));
     HT_TRY_GOTO(st, done, ht_encode(encoder, text, n, true, ids));
 done:
     ht_encoder_free(encoder);
@@ -172,7 +174,7 @@ static enum ht_status emit(const struct arguments *a, struct ht_token_decoder *d
 
 static enum ht_status generate(struct ht_session *s, const struct arguments *a)
 {
-    const int64_t vocab_size = s->model->cfg.vocab_size;
+    const int64_t vocab_size = s->l.model->cfg.vocab_size;
     struct ht_token_decoder *decoder = NULL;
     struct ht_sampler *sampler = NULL;
     struct ht_ids prompt = { 0 };
@@ -184,10 +186,11 @@ static enum ht_status generate(struct ht_session *s, const struct arguments *a)
     size_t n;
 
     if (!logits) return HT_FAIL(HT_ERR_MEMORY, "no memory for %lld logits", (long long)vocab_size);
-    if (s->tokenizer) HT_TRY_GOTO(st, done, ht_token_decoder_create(&decoder, s->tokenizer, true));
+    if (s->l.tokenizer)
+        HT_TRY_GOTO(st, done, ht_token_decoder_create(&decoder, s->l.tokenizer, true));
     if (!decoder && !a->print_ids) {
         st = HT_FAIL(HT_ERR_ARG, "%s has no tokenizer.json; give --tokenizer or --print-ids",
-                     ht_weights_resolved_path(s->weights));
+                     ht_weights_resolved_path(s->l.weights));
         goto done;
     }
     HT_TRY_GOTO(st, done, ht_sampler_create(&sampler, &a->sampler, vocab_size));
@@ -207,7 +210,7 @@ static enum ht_status generate(struct ht_session *s, const struct arguments *a)
     while (!interrupted) {
         int32_t id;
         HT_TRY_GOTO(st, done, ht_sampler_pick(sampler, logits, prompt.n + made, &id));
-        if (id == s->eos_id && !a->ignore_eos) break;
+        if (id == s->l.eos && !a->ignore_eos) break;
         ht_sampler_accept(sampler, id);
         HT_TRY_GOTO(st, done, emit(a, decoder, id));
         if (++made == a->n_predict || ht_state_n_tokens(s->state) == s->context) break;
@@ -251,6 +254,7 @@ enum option_code {
     O_IGNORE_EOS,
     O_THREADS,
     O_FP32,
+    O_WEIGHTS,
     O_STATS,
     O_VERSION,
     O_HELP
@@ -268,7 +272,8 @@ static enum ht_status set_option(struct arguments *a, int code, const char *valu
     case O_PRINT_IDS: a->print_ids = true; break;
     case O_ECHO: a->echo = true; break;
     case O_IGNORE_EOS: a->ignore_eos = true; break;
-    case O_FP32: a->session.fp32 = true; break;
+    case O_FP32: a->session.weights = "fp32"; break;
+    case O_WEIGHTS: a->session.weights = value; break;
     case O_STATS: a->stats = true; break;
     case O_N: return parse_integer(&a->n_predict, "n-predict", value, 1, 1 << 30);
     case O_CONTEXT: return parse_integer(&a->session.context, "ctx-size", value, 1, 1 << 24);
@@ -311,6 +316,7 @@ int main(int argc, char **argv)
         { "ignore-eos", 0, NULL, O_IGNORE_EOS },
         { "threads", 1, NULL, O_THREADS },
         { "fp32", 0, NULL, O_FP32 },
+        { "weights", 1, NULL, O_WEIGHTS },
         { "stats", 0, NULL, O_STATS },
         { "version", 0, NULL, O_VERSION },
         { "help", 0, NULL, O_HELP },

@@ -1,6 +1,7 @@
 /* core/model/decode.c: sequence states and the passes that extend them. */
 #include "core/model/decode.h"
 
+#include <math.h>
 #include <stdlib.h>
 #include <string.h>
 
@@ -19,11 +20,14 @@ struct ht_state {
     struct ht_arena arena;
 };
 
+enum { SCORE_ROWS = 32 };
+
 struct ht_decoder {
     struct ht_model *m;
     struct ht_acts *acts;
     struct ht_mixer_state *mixer; // (n_layers)
     int32_t *pos;                 // (block_tokens)
+    float *logits;                // (SCORE_ROWS, vocab_size), packed models only
     int64_t block_tokens;
 };
 
@@ -143,6 +147,11 @@ enum ht_status ht_decoder_create(struct ht_decoder **out, struct ht_model *m, in
                 ht_backend_reserve_scratch(
                     m->be, ht_gemm_scratch_bytes(1, m->cfg.vocab_size, m->cfg.d_model, m->dtype)));
     if (m->packed) {
+        d->logits = malloc(SCORE_ROWS * (size_t)m->cfg.vocab_size * sizeof *d->logits);
+        if (!d->logits) {
+            st = HT_FAIL(HT_ERR_MEMORY, "no memory for %d rows of logits", SCORE_ROWS);
+            goto done;
+        }
         const int64_t inner = m->cfg.d_inner > m->cfg.d_ff ? m->cfg.d_inner : m->cfg.d_ff;
         const int64_t k = inner > m->cfg.d_model ? inner : m->cfg.d_model;
         HT_TRY_GOTO(st, done,
@@ -161,6 +170,7 @@ void ht_decoder_free(struct ht_decoder *d)
     ht_acts_free(d->acts);
     free(d->mixer);
     free(d->pos);
+    free(d->logits);
     free(d);
 }
 
@@ -224,6 +234,35 @@ enum ht_status ht_decoder_extend(struct ht_decoder *d, struct ht_state *s, const
         d->m, 1, ht_column(d->acts->u_final, (last - 1) * c->d_model, d->m->dtype), logits);
 }
 
+/* Log-probabilities of labels (n) from the first n rows of the last block, a few rows at a time. */
+static enum ht_status score_packed(struct ht_decoder *d, const int32_t *labels, int64_t n,
+                                   float *logprobs)
+{
+    const struct ht_model_config *c = &d->m->cfg;
+
+    for (int64_t first = 0, rows; first < n; first += rows) {
+        rows = n - first < SCORE_ROWS ? n - first : SCORE_ROWS;
+        HT_TRY(ht_model_logits(
+            d->m, rows, ht_column(d->acts->u_final, first * c->d_model, d->m->dtype), d->logits));
+#pragma omp parallel for num_threads(d->m->be->n_threads)
+        for (int64_t t = 0; t < rows; t++) {
+            const float *x = d->logits + t * c->vocab_size;
+            float top = x[0], sum = 0.0f;
+            double total = 0.0;
+            for (int64_t i = 1; i < c->vocab_size; i++) top = x[i] > top ? x[i] : top;
+            for (int64_t i = 0; i < c->vocab_size; i++) {
+                sum += expf(x[i] - top);
+                if (i % 1024 == 1023 || i + 1 == c->vocab_size) { // short sums in fp32
+                    total += (double)sum;
+                    sum = 0.0f;
+                }
+            }
+            logprobs[first + t] = (float)((double)x[labels[first + t]] - (double)top - log(total));
+        }
+    }
+    return HT_OK;
+}
+
 enum ht_status ht_decoder_score(struct ht_decoder *d, struct ht_state *s, const int32_t *ids,
                                 int64_t n, float *logprobs)
 {
@@ -239,6 +278,10 @@ enum ht_status ht_decoder_score(struct ht_decoder *d, struct ht_state *s, const 
         HT_TRY(extend_block(d, s, ids + done, rows));
         // row i predicts token i + 1; the very last row predicts nothing
         const int64_t labelled = done + rows < n ? rows : rows - 1;
+        if (d->m->packed) {
+            HT_TRY(score_packed(d, ids + done + 1, labelled, logprobs + done + 1));
+            continue;
+        }
         struct ht_linear_ce_args ce = { .n_tokens = labelled,
                                         .d_model = c->d_model,
                                         .vocab_size = c->vocab_size,
