@@ -173,7 +173,8 @@ enum ht_status ht_tensor_list_create(struct ht_tensor_list *out, const struct ht
     l.tensors = calloc(most, sizeof *l.tensors);
     l.layer_start = calloc(n_rows, sizeof *l.layer_start);
     l.index = calloc(n_rows, sizeof *l.index);
-    if (!l.tensors || !l.layer_start || !l.index) {
+    l.unit_start = calloc(n_rows + 2, sizeof *l.unit_start);
+    if (!l.tensors || !l.layer_start || !l.index || !l.unit_start) {
         ht_tensor_list_free(&l);
         return HT_FAIL(HT_ERR_MEMORY, "no memory for a list of %zu tensors", most);
     }
@@ -189,6 +190,9 @@ enum ht_status ht_tensor_list_create(struct ht_tensor_list *out, const struct ht
     l.layer_start[outside] = b.next;
     if (!m->tied_head) add(&b, outside, HT_T_HEAD, true, m->vocab_size, m->d_model);
     l.n_matrix = b.next;
+    l.n_units = 1 + outside + !m->tied_head;
+    memcpy(l.unit_start + 1, l.layer_start, n_rows * sizeof *l.unit_start);
+    l.unit_start[l.n_units] = l.n_matrix;
     for (int i = 0; i < outside; i++) add_layer_vectors(&b, m, i);
     add(&b, outside, HT_T_FINAL_NORM, false, m->d_model, 0);
     l.n_total = b.next;
@@ -204,8 +208,15 @@ void ht_tensor_list_free(struct ht_tensor_list *l)
     if (!l) return;
     free(l->tensors);
     free(l->layer_start);
+    free(l->unit_start);
     free(l->index);
     *l = (struct ht_tensor_list){ 0 };
+}
+
+int ht_tensor_unit(const struct ht_tensor_list *l, const struct ht_tensor_info *t)
+{
+    if (t->layer >= 0) return 1 + t->layer;
+    return t->role == HT_T_HEAD ? 1 + l->n_layers : 0;
 }
 
 const struct ht_tensor_info *ht_tensor_find(const struct ht_tensor_list *l, int layer,

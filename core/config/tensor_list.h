@@ -59,11 +59,18 @@ struct ht_tensor_list {
     int (*index)[HT_T_ROLE_COUNT]; // (n_layers + 1): tensor number or -1; row n_layers = outside
                                    // layers
     int n_layers;
+    // The matrix part once more, as what a pass uses together: unit 0 the embedding, 1..n_layers
+    // the layers, then the head where it is not tied
+    int n_units;
+    int64_t *unit_start; // (n_units + 1) offsets, the last one n_matrix
 };
 
 enum ht_status ht_tensor_list_create(struct ht_tensor_list *out, const struct ht_model_config *m,
                                      enum ht_decay_rule decay);
 void ht_tensor_list_free(struct ht_tensor_list *l);
+
+/* The unit that a matrix belongs to. */
+int ht_tensor_unit(const struct ht_tensor_list *l, const struct ht_tensor_info *t);
 
 /* The tensor of that role in layer (or layer = -1); NULL when the model has none. */
 const struct ht_tensor_info *ht_tensor_find(const struct ht_tensor_list *l, int layer,

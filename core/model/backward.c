@@ -97,15 +97,22 @@ enum ht_status ht_model_train(struct ht_model *m, struct ht_acts *a, const struc
 {
     const int64_t *start = m->list.layer_start;
 
+    const int n_layers = (int)m->cfg.n_layers, head = ht_head_unit(m);
+
     HT_TRY(ht_stack_forward(m, a, b, NULL));
+    HT_TRY(ht_unit_needed(m, head, n_layers, true));
     HT_TRY(loss_backward(m, a, b, loss_scale, z_coef, grads, loss));
-    if (hook) HT_TRY(hook(user, start[m->cfg.n_layers], false));
+    if (head != 0) HT_TRY(ht_unit_done(m, head, true)); // a tied one waits for the embedding
+    if (hook) HT_TRY(hook(user, start[n_layers], false));
     HT_TRY(norm_backward(m, a, b->n_tokens, -1, HT_T_FINAL_NORM, a->r_final, a->rstd_final,
                          a->grad_u_final, true, true, grads));
-    for (int i = (int)m->cfg.n_layers - 1; i >= 0; i--) {
+    for (int i = n_layers - 1; i >= 0; i--) {
+        HT_TRY(ht_unit_needed(m, 1 + i, i > 0 ? i : -1, true)); // the embedding's is no product
         HT_TRY(layer_backward(m, i, a, b, grads));
+        HT_TRY(ht_unit_done(m, 1 + i, true));
         if (hook) HT_TRY(hook(user, start[i], false));
     }
+    if (head != 0) HT_TRY(ht_unit_needed(m, 0, -1, true));
     HT_TRY(ht_embedding_backward(
         m->be, &(struct ht_embedding_args){ .n_tokens = b->n_tokens,
                                             .d_model = m->cfg.d_model,
@@ -115,5 +122,6 @@ enum ht_status ht_model_train(struct ht_model *m, struct ht_acts *a, const struc
                                             .ids = b->ids,
                                             .grad_residual = a->shared.grad_r,
                                             .grad_weight = ht_grad_of(m, grads, -1, HT_T_EMBED) }));
+    HT_TRY(ht_unit_done(m, 0, true));
     return hook ? hook(user, 0, true) : HT_OK;
 }

@@ -52,12 +52,16 @@ enum ht_status ht_stack_forward(struct ht_model *m, struct ht_acts *a,
     if (b->n_tokens > a->max_tokens)
         return HT_FAIL(HT_ERR_ARG, "%lld tokens in a micro-batch; room was planned for %lld",
                        (long long)b->n_tokens, (long long)a->max_tokens);
+    HT_TRY(ht_unit_needed(m, 0, 1, false));
     HT_TRY(ht_model_embed(m, b->n_tokens, b->ids, a->layer[0].r_in));
+    HT_TRY(ht_unit_done(m, 0, false));
     for (int i = 0; i < n_layers; i++) {
         struct ht_layer_acts *l = &a->layer[i];
         HT_TRY(add_and_norm(m, b->n_tokens, ht_model_vector(m, i, HT_T_NORM1), residual, branch,
                             l->r_in, l->u1, l->rstd1));
+        HT_TRY(ht_unit_needed(m, 1 + i, i + 1 < n_layers ? 2 + i : ht_head_unit(m), false));
         HT_TRY(ht_layer_forward(m, i, a, b, states ? &states[i] : NULL, true));
+        HT_TRY(ht_unit_done(m, 1 + i, false));
         residual = ht_layer_residual(m, l);
         branch = a->shared.branch;
     }
@@ -70,6 +74,7 @@ enum ht_status ht_model_evaluate(struct ht_model *m, struct ht_acts *a,
                                  float *logprobs)
 {
     HT_TRY(ht_stack_forward(m, a, b, NULL));
+    HT_TRY(ht_unit_needed(m, ht_head_unit(m), -1, false));
     struct ht_linear_ce_args ce = { .n_tokens = b->n_tokens,
                                     .d_model = m->cfg.d_model,
                                     .vocab_size = m->cfg.vocab_size,
@@ -81,6 +86,7 @@ enum ht_status ht_model_evaluate(struct ht_model *m, struct ht_acts *a,
                                     .labels = b->labels,
                                     .logprobs = logprobs };
     HT_TRY(ht_linear_ce(m->be, &ce));
+    HT_TRY(ht_unit_done(m, ht_head_unit(m), false));
     *loss = (struct ht_loss){ ce.loss_sum, ce.z_sum, ce.n_counted };
     return HT_OK;
 }

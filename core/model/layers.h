@@ -84,7 +84,23 @@ static inline float *ht_grad_of(const struct ht_model *m, float *grads, int laye
                                 enum ht_tensor_role role)
 {
     const struct ht_tensor_info *t = ht_tensor_find(&m->list, layer, role);
-    return t ? grads + t->offset : NULL;
+
+    if (!t || !m->units || !m->units->grads) return t ? grads + t->offset : NULL;
+    if (!t->matrix) return m->units->vector_grads + (t->offset - m->list.n_matrix);
+    const int unit = ht_tensor_unit(&m->list, t);
+    return m->units->grads[unit] + (t->offset - m->list.unit_start[unit]);
+}
+
+/* Say that a unit is needed in this pass, and next after it, or done with (struct ht_model_units).
+ */
+static inline enum ht_status ht_unit_needed(const struct ht_model *m, int unit, int next,
+                                            bool backward)
+{
+    return m->units ? m->units->needed(m->units->user, unit, next, backward) : HT_OK;
+}
+static inline enum ht_status ht_unit_done(const struct ht_model *m, int unit, bool backward)
+{
+    return m->units ? m->units->done(m->units->user, unit, backward) : HT_OK;
 }
 
 /* Address of column c of the first row of a dtype matrix. */

@@ -73,7 +73,8 @@ enum ht_status ht_model_create(struct ht_model **out, struct ht_backend *be,
                                enum ht_decay_rule decay, int64_t matrix_room, int64_t vector_room,
                                int64_t n_positions)
 {
-    return create(out, be, cfg, dtype, decay, matrix_room, vector_room, n_positions, true);
+    return create(out, be, cfg, dtype, decay, matrix_room, vector_room, n_positions,
+                  matrix_room != HT_MODEL_NO_MATRIX);
 }
 
 enum ht_status ht_model_create_packed(struct ht_model **out, struct ht_backend *be,
@@ -101,6 +102,12 @@ void ht_model_free(struct ht_model *m)
 const void *ht_model_matrix(const struct ht_model *m, int layer, enum ht_tensor_role role)
 {
     const struct ht_tensor_info *t = ht_tensor_find(&m->list, layer, role);
+
+    if (t && m->units && m->units->weights) {
+        const int unit = ht_tensor_unit(&m->list, t);
+        return (const char *)m->units->weights[unit] +
+               (size_t)(t->offset - m->list.unit_start[unit]) * ht_dtype_bytes(m->dtype);
+    }
     return t && m->matrix ? (const char *)m->matrix + (size_t)t->offset * ht_dtype_bytes(m->dtype)
                           : NULL;
 }

@@ -20,6 +20,20 @@
 #include "core/config/config.h"
 #include "core/config/tensor_list.h"
 
+/* Matrices and their gradients that come and go unit by unit (tensor_list.h) where a rank has no
+ * room for all: ZeRO-2 and -3. The model says when; whoever set it (training/units.c) keeps the two
+ * lists of addresses. */
+struct ht_model_units {
+    void *user;
+    void **weights; // (n_units) where the unit's first matrix element is; NULL: whole, m->matrix
+    float **grads;  // (n_units) the same of its gradient; NULL: whole, the caller's grads
+    float *vector_grads; // gradients of the vector part, whole; used with grads
+    // Before the first use of a unit in a pass and after the last one. Backward: weights and a
+    // gradient that is zero before the pass. `next` is the unit that the pass needs then, or -1.
+    enum ht_status (*needed)(void *user, int unit, int next, bool backward);
+    enum ht_status (*done)(void *user, int unit, bool backward);
+};
+
 struct ht_model {
     struct ht_model_config cfg;
     struct ht_tensor_list list;
@@ -29,12 +43,15 @@ struct ht_model {
     float *vector;                // (list.n_total - list.n_matrix + padding) working copies
     float *cos_table, *sin_table; // (max_position, rope_dims/2), NULL without RoPE
     struct ht_arena arena;
+    const struct ht_model_units *units; // borrowed; NULL: everything is whole
     struct ht_packed *packed; // packed.h: the matrices instead of `matrix`, forward only; or NULL
 };
 
 /* Weights are zero until ht_params_* or ht_weights_load fills them. matrix_room and vector_room are
  * the lengths that the two buffers must have (ZeRO pads them); 0 for the plain lengths. n_positions
- * is the longest sequence that RoPE tables are made for. */
+ * is the longest sequence that RoPE tables are made for. matrix_room HT_MODEL_NO_MATRIX: no working
+ * copies of the matrices, m->units has them. */
+enum { HT_MODEL_NO_MATRIX = -1 };
 enum ht_status ht_model_create(struct ht_model **out, struct ht_backend *be,
                                const struct ht_model_config *cfg, enum ht_dtype dtype,
                                enum ht_decay_rule decay, int64_t matrix_room, int64_t vector_room,
@@ -84,7 +101,8 @@ enum ht_status ht_model_evaluate(struct ht_model *m, struct ht_acts *a,
 typedef enum ht_status ht_grads_hook(void *user, int64_t done, bool vectors_done);
 
 /* Forward and backward of one micro-batch. Gradients of loss_scale * (loss_sum + z_coef * z_sum)
- * are added to grads (n_total, flat index space). hook may be NULL. */
+ * are added to grads (n_total, flat index space; unused where m->units has grads). hook may be
+ * NULL. */
 enum ht_status ht_model_train(struct ht_model *m, struct ht_acts *a, const struct ht_model_batch *b,
                               float loss_scale, float z_coef, float *grads, struct ht_loss *loss,
                               ht_grads_hook *hook, void *user);

@@ -29,4 +29,10 @@ static inline enum ht_tensor_role ht_head_role(const struct ht_model *m)
     return m->cfg.tied_head ? HT_T_EMBED : HT_T_HEAD;
 }
 
+/* The unit (core/config/tensor_list.h) that it belongs to. */
+static inline int ht_head_unit(const struct ht_model *m)
+{
+    return m->cfg.tied_head ? 0 : 1 + (int)m->cfg.n_layers;
+}
+
 #endif
