@@ -449,12 +449,13 @@ static enum ht_status load_one(struct ht_weights *w, const struct ht_tensor_list
                                float *vector, float *master)
 {
     const enum ht_dtype d = t->matrix ? dtype : HT_DTYPE_F32;
-    char *out = t->matrix ? (char *)matrix + (size_t)t->offset * ht_dtype_bytes(dtype)
-                          : (char *)(vector + (t->offset - list->n_matrix));
+    char *out = !t->matrix ? (char *)(vector + (t->offset - list->n_matrix))
+                : matrix   ? (char *)matrix + (size_t)t->offset * ht_dtype_bytes(dtype)
+                           : NULL;
 
     if (!master) return ht_weights_read(w, list, t, 0, t->shape[0], out, d);
     HT_TRY(ht_weights_read(w, list, t, 0, t->shape[0], master + t->offset, HT_DTYPE_F32));
-    ht_convert(out, d, master + t->offset, HT_DTYPE_F32, t->n);
+    if (out) ht_convert(out, d, master + t->offset, HT_DTYPE_F32, t->n);
     return HT_OK;
 }
 

@@ -29,7 +29,7 @@ int64_t ht_weights_bos_id(const struct ht_weights *w);
 /* All tensors of `list` into the flat working copies: matrix part in dtype at matrix (indexed by
  * offset), vector part fp32 at vector (indexed by offset - n_matrix). Missing, extra or wrongly
  * shaped tensors: HT_ERR_FORMAT naming file and tensor. master, if not NULL, gets everything in
- * fp32 (n_total). Gaps between tensors are not touched. */
+ * fp32 (n_total); with it matrix may be NULL. Gaps between tensors are not touched. */
 enum ht_status ht_weights_load(struct ht_weights *w, const struct ht_tensor_list *list,
                                void *matrix, enum ht_dtype dtype, float *vector, float *master);
 

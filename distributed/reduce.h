@@ -10,6 +10,7 @@
 
 #include <stdint.h>
 
+#include "core/base/backend.h"
 #include "core/base/dtype.h"
 #include "core/base/isa.h"
 
@@ -21,5 +22,13 @@ typedef void ht_reduce_round_fn(ht_bf16 *out, const float *in, int64_t n);
 
 HT_ISA_DECLARE(ht_reduce_sum_fn, ht_reduce_sum_cpu);
 HT_ISA_DECLARE(ht_reduce_round_fn, ht_reduce_round_cpu);
+
+/* dst += src, in the backend's memory. */
+enum ht_status ht_reduce_add(struct ht_backend *be, float *dst, const float *src, int64_t n);
+
+/* wire_cuda.cu */
+enum ht_status ht_reduce_add_cuda(struct ht_backend *be, float *dst, const float *src, int64_t n);
+enum ht_status ht_reduce_round_cuda(struct ht_backend *be, void *out, const float *in, int64_t n);
+enum ht_status ht_reduce_widen_cuda(struct ht_backend *be, float *out, const void *in, int64_t n);
 
 #endif

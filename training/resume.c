@@ -22,9 +22,8 @@ enum ht_status ht_run_publish_weights(struct ht_run *r)
         const int64_t vector_start = s->flat_start > n_matrix ? s->flat_start : n_matrix;
         const float *master = r->master + s->shard_start;
         if (s->flat_start < matrix_end)
-            ht_convert((char *)r->model->matrix +
-                           (size_t)s->flat_start * ht_dtype_bytes(r->model->dtype),
-                       r->model->dtype, master, HT_DTYPE_F32, matrix_end - s->flat_start);
+            ht_convert(ht_run_weight(r, s->flat_start, s->shard_start), r->model->dtype, master,
+                       HT_DTYPE_F32, matrix_end - s->flat_start);
         if (vector_start < end)
             memcpy(r->model->vector + (vector_start - n_matrix),
                    master + (vector_start - s->flat_start),
@@ -62,6 +61,7 @@ static enum ht_status start_from_weights(struct ht_run *r)
         memcpy(r->master + slices[i].shard_start, all + slices[i].flat_start,
                (size_t)slices[i].n * sizeof *all);
     HT_INFO(r->log, "weights from %s", ht_weights_resolved_path(w));
+    if (!r->model->matrix) st = ht_run_publish_weights(r);
 done:
     ht_weights_close(w);
     free(all);

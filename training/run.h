@@ -27,25 +27,34 @@ struct ht_run {
     struct ht_loader *eval_loader; // NULL without evaluation data
     struct ht_ckpt_writer *writer;
 
-    float *grads;                        // whole gradient, flat index space (padded)
+    float *grads; // whole gradient, flat index space (padded); from ZeRO-2 on the vector part's
+    struct ht_model_units units;          // from ZeRO-2 on
     float *master, *exp_avg, *exp_avg_sq; // this rank's shard
-    struct ht_arena state;               // holds the four arrays above
+    struct ht_arena state;                // holds the four arrays above
 
-    int64_t step, tokens;  // finished
-    int64_t saved;         // step of this run's newest checkpoint that it wrote or resumed; -1
-    int64_t updates;       // optimiser updates applied: step minus skipped ones
+    int64_t step, tokens; // finished
+    int64_t saved;        // step of this run's newest checkpoint that it wrote or resumed; -1
+    int64_t updates;      // optimiser updates applied: step minus skipped ones
     int64_t skipped, skipped_in_row;
 
     char pause_point[16]; // HT_TRAIN_PAUSE_AT
     int pause_countdown;
 };
 
-/* Model, data, optimiser state and checkpoint writer for this rank, weights initialised or resumed. After a
- * failure *out is NULL and nothing is left behind. */
+/* Model, data, optimiser state and checkpoint writer for this rank, weights initialised or resumed.
+ * After a failure *out is NULL and nothing is left behind. */
 enum ht_status ht_run_create(struct ht_run **out, const struct ht_config *cfg,
                              const struct ht_recipe *recipe, struct ht_comm *comm,
                              const struct ht_log *log);
 void ht_run_free(struct ht_run *r);
+
+/* training/units.c: from ZeRO-2 on, hand units' weights and gradients to the model. */
+enum ht_status ht_run_create_units(struct ht_run *r);
+void ht_run_free_units(struct ht_run *r);
+
+/* training/units.c: where the working copy of flat element `first` stands, whose master is `at` in
+ * this rank's shard. */
+void *ht_run_weight(const struct ht_run *r, int64_t first, int64_t at);
 
 /* training/resume.c: initial weights, weights from elsewhere, or a checkpoint of this run. */
 enum ht_status ht_run_start(struct ht_run *r);
@@ -55,7 +64,8 @@ enum ht_status ht_run_save(struct ht_run *r, double *stall_s);
 
 /* training/step.c: one optimiser step over the global batch. */
 struct ht_step_result {
-    double loss, z_loss;  // means over the counted labels of the global batch (z_loss: with its coefficient)
+    double loss,
+        z_loss; // means over the counted labels of the global batch (z_loss: with its coefficient)
     double grad_norm, lr; // norm before clipping
     double step_s, data_wait_s, comm_exposed_s;
     double attended; // mean attended length of this rank's sequences
@@ -74,15 +84,17 @@ struct ht_eval_result {
 };
 enum ht_status ht_run_evaluate(struct ht_run *r, struct ht_eval_result *out);
 
-/* training/stop.c: the signal by which some rank was asked to stop, 0 = none; the same on all ranks. Collective. */
+/* training/stop.c: the signal by which some rank was asked to stop, 0 = none; the same on all
+ * ranks. Collective. */
 enum ht_status ht_run_agree_to_stop(struct ht_run *r, int64_t *signal_number);
 
-/* Before the first step: HT_ERR_STOPPED on all ranks when one was asked to stop, with a message that says what
- * there is to go on from. Nothing is saved. Collective. */
+/* Before the first step: HT_ERR_STOPPED on all ranks when one was asked to stop, with a message
+ * that says what there is to go on from. Nothing is saved. Collective. */
 enum ht_status ht_run_check_start(struct ht_run *r);
 
-/* Test hook: environment HT_TRAIN_PAUSE_AT=POINT[:n] stops the process (SIGSTOP) at the n-th passing of a point:
- * data, load, step, evaluate, save, last-evaluate, finish. Whoever watches sends signals, then SIGCONT. */
+/* Test hook: environment HT_TRAIN_PAUSE_AT=POINT[:n] stops the process (SIGSTOP) at the n-th
+ * passing of a point: data, load, step, evaluate, save, last-evaluate, finish. Whoever watches
+ * sends signals, then SIGCONT. */
 void ht_run_set_pause_point(struct ht_run *r);
 void ht_run_pause_point(struct ht_run *r, const char *point);
 

@@ -44,9 +44,6 @@ static enum ht_status create_model(struct ht_run *r)
     const int local = ht_comm_local_size(r->comm);
     struct ht_tensor_list list;
 
-    if (c->parallel.zero_stage > 1)
-        return HT_FAIL(HT_ERR_UNSUPPORTED, "parallel.zero_stage is %d; the CPU backend has 0 and 1",
-                       c->parallel.zero_stage);
     // ranks of one host share its cores
     int threads = c->train.threads;
     if (threads == 0) {
@@ -57,23 +54,34 @@ static enum ht_status create_model(struct ht_run *r)
     HT_TRY(ht_tensor_list_create(&list, &c->model, c->optimizer.decay));
     const int64_t n_matrix = list.n_matrix, n_total = list.n_total;
     ht_tensor_list_free(&list);
+    const int64_t matrix_room =
+        c->parallel.zero_stage < 3 ? ht_zero_padded_matrix(n_matrix, n_ranks) : HT_MODEL_NO_MATRIX;
     HT_TRY(ht_model_create(&r->model, &r->backend, &c->model, c->train.precision,
-                           c->optimizer.decay, ht_zero_padded_matrix(n_matrix, n_ranks),
+                           c->optimizer.decay, matrix_room,
                            ht_zero_padded_vector(n_matrix, n_total, n_ranks), c->data.seq_len));
     HT_TRY(ht_acts_create(&r->acts, r->model, c->train.recompute, false, n_tokens));
-    HT_TRY(ht_zero_create(&r->zero, r->comm, n_matrix, n_total, c->parallel.bucket_bytes,
-                          HT_DTYPE_F32));
-    return ht_zero_set_stage(r->zero, c->parallel.zero_stage);
+    return ht_zero_create(&r->zero, r->comm, &r->backend,
+                          &(struct ht_zero_options){ .stage = c->parallel.zero_stage,
+                                                     .n_matrix = n_matrix,
+                                                     .n_total = n_total,
+                                                     .bucket_bytes = c->parallel.bucket_bytes,
+                                                     .wire = c->parallel.wire,
+                                                     .n_units = r->model->list.n_units,
+                                                     .unit_start = r->model->list.unit_start,
+                                                     .keep_first = c->model.tied_head,
+                                                     .weight_dtype = c->train.precision });
 }
 
 static enum ht_status create_state(struct ht_run *r)
 {
     const struct ht_tensor_list *list = &r->model->list;
     const size_t shard_bytes = (size_t)ht_zero_shard_size(r->zero) * sizeof(float);
-    const size_t grad_bytes =
-        (size_t)ht_zero_padded_total(list->n_matrix, list->n_total, r->cfg->parallel.bucket_bytes,
-                                     ht_comm_size(r->comm)) *
-        sizeof(float);
+    const int n_ranks = ht_comm_size(r->comm);
+    const int64_t n_grads = r->cfg->parallel.zero_stage < 2
+                                ? ht_zero_padded_total(list->n_matrix, list->n_total,
+                                                       r->cfg->parallel.bucket_bytes, n_ranks)
+                                : list->n_total - list->n_matrix;
+    const size_t grad_bytes = (size_t)n_grads * sizeof(float);
 
     HT_TRY(ht_arena_create(&r->state, "gradients and optimiser state",
                            ht_arena_bytes(grad_bytes) + 3 * ht_arena_bytes(shard_bytes)));
@@ -81,7 +89,7 @@ static enum ht_status create_state(struct ht_run *r)
     r->master = ht_arena_get(&r->state, shard_bytes);
     r->exp_avg = ht_arena_get(&r->state, shard_bytes);
     r->exp_avg_sq = ht_arena_get(&r->state, shard_bytes);
-    return HT_OK;
+    return ht_run_create_units(r);
 }
 
 static enum ht_status create_writer(struct ht_run *r)
@@ -148,6 +156,7 @@ void ht_run_free(struct ht_run *r)
     ht_zero_free(r->zero);
     ht_acts_free(r->acts);
     ht_model_free(r->model);
+    ht_run_free_units(r);
     ht_arena_free(&r->state);
     ht_backend_free(&r->backend);
     free(r->recipe_text);

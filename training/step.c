@@ -15,6 +15,9 @@
 static enum ht_status grads_final(void *user, int64_t done, bool vectors_done)
 {
     struct ht_run *r = user;
+
+    if (r->model->units) // the matrices' gradients are on their way already
+        return vectors_done ? ht_zero_vectors_ready(r->zero, r->grads) : HT_OK;
     HT_TRY(ht_zero_grads_ready(r->zero, r->grads, done, vectors_done));
     ht_comm_progress(r->comm);
     return HT_OK;
@@ -31,10 +34,11 @@ static void clear(float *x, int64_t n)
 static enum ht_status accumulate(struct ht_run *r, double sums[2], int64_t *n_counted,
                                  struct ht_step_result *out)
 {
+    const struct ht_tensor_list *list = &r->model->list;
     const struct ht_batch *batch = NULL;
     double attended = 0.0, tokens = 0.0;
 
-    clear(r->grads, r->model->list.n_total);
+    clear(r->grads, list->n_total - (r->model->units ? list->n_matrix : 0));
     do {
         struct ht_loss loss;
         double wait_s = 0.0;
@@ -88,10 +92,6 @@ static enum ht_status update_piece(struct ht_run *r, const struct ht_zero_slice 
     if (first >= end) return HT_OK;
     const int64_t at = slice->shard_start + (first - slice->flat_start);
     const bool matrix = first < r->model->list.n_matrix;
-    void *weight =
-        matrix
-            ? (void *)((char *)r->model->matrix + (size_t)first * ht_dtype_bytes(r->model->dtype))
-            : (void *)(r->model->vector + (first - r->model->list.n_matrix));
     return ht_adamw_step(
         &r->backend,
         &(struct ht_adamw_args){ .n = end - first,
@@ -106,7 +106,7 @@ static enum ht_status update_piece(struct ht_run *r, const struct ht_zero_slice 
                                  .exp_avg = r->exp_avg + at,
                                  .exp_avg_sq = r->exp_avg_sq + at,
                                  .grad = shard_grad + at,
-                                 .weight = weight,
+                                 .weight = ht_run_weight(r, first, at),
                                  .weight_dtype = matrix ? r->model->dtype : HT_DTYPE_F32 });
 }
 

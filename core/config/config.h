@@ -98,8 +98,9 @@ struct ht_schedule_config {
 };
 
 struct ht_parallel_config {
-    int zero_stage;       // 0 or 1 (2 and 3 with the CUDA backend)
+    int zero_stage;       // 0 to 3
     int64_t bucket_bytes; // gradient bucket
+    enum ht_dtype wire;   // F32 or BF16: in which gradients travel
     double timeout_s;
 };
 

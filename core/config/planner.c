@@ -154,15 +154,34 @@ static int64_t part(int64_t n, int64_t n_ranks)
     return (n + n_ranks - 1) / n_ranks;
 }
 
-/* The largest layer's matrix elements: what stage 3 gathers ahead. */
-static int64_t largest_layer(const struct ht_tensor_list *l)
+/* Elements of the places of units (distributed/zero_units.c): two of the largest; where the first
+ * is used throughout, a third of its own. */
+static int64_t unit_places(const struct ht_tensor_list *l, bool keep_first, int64_t n_ranks)
 {
-    int64_t most = l->n_params ? l->tensors[0].n : 0; // the embedding is gathered too
+    const int64_t a = 64 * n_ranks;
+    int64_t most = 0;
 
-    for (int i = 0; i < l->n_layers; i++)
-        if (l->layer_start[i + 1] - l->layer_start[i] > most)
-            most = l->layer_start[i + 1] - l->layer_start[i];
-    return most;
+    for (int i = keep_first; i < l->n_units; i++)
+        if (l->unit_start[i + 1] - l->unit_start[i] > most)
+            most = l->unit_start[i + 1] - l->unit_start[i];
+    return 2 * (part(most, a) * a) + (keep_first ? part(l->unit_start[1], a) * a : 0);
+}
+
+/* Messages of reductions: four at a time (distributed/zero.c), the padded copies of two buckets,
+ * and what MPI holds of a message. NCCL works in place; bf16 needs what is sent and received. */
+static int64_t message_bytes(const struct ht_config *c, const struct ht_tensor_list *l, int64_t n,
+                             bool gpu)
+{
+    const int64_t all = 4 * l->n_total;
+    const int64_t bucket = c->parallel.bucket_bytes < all ? c->parallel.bucket_bytes : all;
+    const int64_t four = 4 * bucket < all ? 4 * bucket : all;
+    int64_t bytes = 0;
+
+    if (n > 1) bytes += 2 * bucket;
+    if (n > 1 && !gpu) bytes += four;
+    if (gpu && c->parallel.wire == HT_DTYPE_BF16) bytes += four / 2 + part(four / 2, n);
+    if (c->parallel.zero_stage >= 2) bytes += part(four, n);
+    return bytes;
 }
 
 static void plan_bytes(struct ht_plan *p, const struct ht_config *c, const struct ht_tensor_list *l,
@@ -174,18 +193,16 @@ static void plan_bytes(struct ht_plan *p, const struct ht_config *c, const struc
     const int64_t width = (int64_t)ht_dtype_bytes(c->train.precision);
     const int64_t n_vector = l->n_total - l->n_matrix;
     const int64_t shard = stage >= 1 ? part(l->n_total, n) : l->n_total;
-    const int64_t grad_width = gpu ? width : 4; // the CPU backend accumulates in fp32
+    const int64_t places = unit_places(l, c->model.tied_head, n);
     const int64_t tokens = c->train.micro_batch * c->data.seq_len;
 
     b->weights = l->n_matrix * width + n_vector * 4;
-    if (stage >= 3) b->weights = part(b->weights, n) + 2 * largest_layer(l) * width;
-    b->gradients = (stage >= 2 ? part(l->n_total, n) : l->n_total) * grad_width;
+    if (stage >= 3) b->weights = (part(l->n_matrix, n) + places) * width + n_vector * 4;
+    b->gradients = l->n_total * 4; // summed in fp32 on every backend
+    if (stage >= 2) b->gradients = (shard + places + n_vector) * 4;
     b->optimizer = 12 * shard; // master weights and two moments
-    if (n > 1) { // up to four reductions under way, a padded copy, and what MPI holds of a message
-        const int64_t bucket = c->parallel.bucket_bytes, all = l->n_total * 4;
-        b->buffers += (4 * bucket < all ? 4 * bucket : all) + 2 * (bucket < all ? bucket : all);
-    }
-    if (n > 1 && !gpu) b->buffers += 4 * part(l->n_total, n); // the reduced gradients
+    b->buffers = message_bytes(c, l, n, gpu);
+    if (n > 1 && stage == 1) b->buffers += 4 * shard; // this rank's sums
     if (c->checkpoint.background && !gpu)
         b->buffers += 12 * shard;                               // a GPU's is in the host's memory
     b->buffers += (1 + c->data.prefetch_batches) * tokens * 12; // ids, labels, positions
@@ -198,8 +215,7 @@ static void plan_bytes(struct ht_plan *p, const struct ht_config *c, const struc
 
 /* ---- time ---- */
 
-static void plan_time(struct ht_plan *p, const struct ht_config *c, const struct ht_tensor_list *l,
-                      bool gpu)
+static void plan_time(struct ht_plan *p, const struct ht_config *c, const struct ht_tensor_list *l)
 {
     const struct ht_device_model *d = &p->device;
     const int stage = c->parallel.zero_stage;
@@ -211,7 +227,8 @@ static void plan_time(struct ht_plan *p, const struct ht_config *c, const struct
     const double again = c->train.recompute == HT_RECOMPUTE_FULL ? p->flops_forward : 0.0;
     const double pass_s = per_pass * (p->flops_train + again) / d->matmul_flops;
     const double gather_s = n_total * width * moved / d->link_bytes_s;
-    const double reduce_s = n_total * (gpu ? width : 4.0) * moved / d->link_bytes_s;
+    const double reduce_s =
+        n_total * (double)ht_dtype_bytes(c->parallel.wire) * moved / d->link_bytes_s;
     const double backward_s = pass_s * 2.0 / 3.0;
     const double owned = n_total / (stage >= 1 ? n : 1.0);
     double step_s = (double)p->n_micro_steps * pass_s;
@@ -238,9 +255,8 @@ static const char *remedy(const struct ht_plan *p, const struct ht_config *c, bo
     if (tokens > short_by && c->train.recompute != HT_RECOMPUTE_FULL)
         return "set train.recompute to \"full\", or lower train.micro_batch";
     if (tokens / 2 > short_by && c->train.micro_batch > 1) return "lower train.micro_batch";
-    if (gpu && c->parallel.zero_stage < 3 && p->n_ranks > 1)
+    if (c->parallel.zero_stage < 3 && p->n_ranks > 1)
         return "raise parallel.zero_stage, or use more ranks";
-    if (c->parallel.zero_stage == 0 && p->n_ranks > 1) return "set parallel.zero_stage to 1";
     if (!gpu && c->checkpoint.background && b->buffers > short_by)
         return "set checkpoint.background to false";
     return gpu ? "use more ranks, or a smaller model" : "use more machines, or a smaller model";
@@ -271,7 +287,7 @@ static enum ht_status plan_on(struct ht_plan *p, const struct ht_config *c,
     p->bytes =
         (struct ht_plan_bytes){ .activations = p->bytes.activations, .scratch = p->bytes.scratch };
     plan_bytes(p, c, l, gpu);
-    plan_time(p, c, l, gpu);
+    plan_time(p, c, l);
     return check_fit(p, c, gpu);
 }
 
@@ -301,10 +317,6 @@ enum ht_status ht_plan_make(struct ht_plan *out, const struct ht_config *c, int 
     if (!device_name || !strcmp(device_name, "cpu")) {
         out->device = cpu_model(c, n_ranks);
         st = plan_on(out, c, &list, false);
-        if (st == HT_OK && c->parallel.zero_stage > 1)
-            st = HT_FAIL(HT_ERR_UNSUPPORTED,
-                         "%s: parallel.zero_stage is %d; the CPU backend has 0 and 1",
-                         c->train.name, c->parallel.zero_stage);
         if (st == HT_OK || device_name) goto done;
         device_name = "h100";
     }

@@ -248,13 +248,15 @@ const struct recipe_key recipe_keys[] = {
       NULL, "", "last learning rate as a share of optimizer.lr", NULL, 0 },
 
     { "parallel", "zero_stage", RECIPE_INT, FIELD(parallel.zero_stage), "1", NULL, 0, 3, NULL, "",
-      "sharded over the ranks: 0 nothing, 1 optimiser state, 2 also gradients, 3 also weights (2 "
-      "and 3 "
-      "need the CUDA backend)",
+      "sharded over the ranks: 0 nothing, 1 optimiser state, 2 also gradients, 3 also weights; 2 "
+      "and 3 move more bytes in every pass",
       NULL, 0 },
     { "parallel", "bucket_bytes", RECIPE_BYTES, FIELD(parallel.bucket_bytes), "32MiB", NULL, 4096,
       1 << 30, NULL, "bytes", "gradients that are reduced together during the backward pass", NULL,
       0 },
+    { "parallel", "wire", RECIPE_CHOICE, FIELD(parallel.wire), "fp32", NULL, NO_LIMIT, "fp32|bf16",
+      "", "in which gradients travel; bf16 halves the bytes and rounds each rank's contribution",
+      NULL, 0 },
     { "parallel", "timeout_s", RECIPE_SECONDS, FIELD(parallel.timeout_s), "10min", NULL, 1, 1e6,
       NULL, "seconds", "a collective that takes longer ends the run and names the rank", NULL, 0 },
 

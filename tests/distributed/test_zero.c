@@ -18,6 +18,25 @@ static const struct zero_case {
 };
 enum { N_CASES = sizeof cases / sizeof *cases };
 
+static struct ht_backend backend;
+
+static struct ht_zero_options options(const struct zero_case *k, enum ht_dtype wire, int stage)
+{
+    return (struct ht_zero_options){ .stage = stage,
+                                     .n_matrix = k->n_matrix,
+                                     .n_total = k->n_total,
+                                     .bucket_bytes = k->bucket_bytes,
+                                     .wire = wire };
+}
+
+static enum ht_status create(struct ht_zero **out, int64_t n_matrix, int64_t n_total,
+                             int64_t bucket_bytes, enum ht_dtype wire, int stage)
+{
+    const struct zero_case k = { n_matrix, n_total, bucket_bytes };
+    const struct ht_zero_options o = options(&k, wire, stage);
+    return ht_zero_create(out, comm, &backend, &o);
+}
+
 static const float canary = 12345.0f;
 
 /* Another cut of the same backward pass on every rank and round. */
@@ -46,9 +65,7 @@ static void reduce_case(const struct zero_case *k, enum ht_dtype wire, int stage
     float *grad = malloc((size_t)padded * sizeof *grad), *shard;
     struct ht_zero *z;
 
-    ck_assert_int_eq(ht_zero_create(&z, comm, k->n_matrix, k->n_total, k->bucket_bytes, wire),
-                     HT_OK);
-    ck_assert_int_eq(ht_zero_set_stage(z, stage), HT_OK);
+    ck_assert_int_eq(create(&z, k->n_matrix, k->n_total, k->bucket_bytes, wire, stage), HT_OK);
     const int64_t size = ht_zero_shard_size(z);
     unsigned char *is_real = malloc((size_t)size + 1);
     for (uint64_t round = 0; round < 3; round++) {
@@ -108,8 +125,7 @@ static void gather_case(const struct zero_case *k, enum ht_dtype dtype)
     float *v = malloc((size_t)(n_v + GUARD) * sizeof *v);
     struct ht_zero *z;
 
-    ck_assert_int_eq(
-        ht_zero_create(&z, comm, k->n_matrix, k->n_total, k->bucket_bytes, HT_DTYPE_F32), HT_OK);
+    ck_assert_int_eq(create(&z, k->n_matrix, k->n_total, k->bucket_bytes, HT_DTYPE_F32, 1), HT_OK);
     for (int64_t i = 0; i < n_m + GUARD; i++) ht_store_f32(m, i, dtype, canary);
     for (int64_t i = 0; i < n_v + GUARD; i++) v[i] = canary;
     const float guard = ht_load_f32(m, n_m, dtype);
@@ -146,16 +162,18 @@ START_TEST(slices_match_the_plan)
     int n;
     int64_t size;
 
-    ck_assert_int_eq(ht_zero_create(&z, comm, cases[_i].n_matrix, cases[_i].n_total,
-                                    cases[_i].bucket_bytes, HT_DTYPE_F32),
-                     HT_OK);
+    ck_assert_int_eq(
+        create(&z, cases[_i].n_matrix, cases[_i].n_total, cases[_i].bucket_bytes, HT_DTYPE_F32, 1),
+        HT_OK);
     ck_assert_int_eq(ht_zero_plan(&s, &n, &size, cases[_i].n_matrix, cases[_i].n_total,
                                   cases[_i].bucket_bytes, n_ranks, rank),
                      HT_OK);
     ck_assert_int_eq(n, ht_zero_n_slices(z));
     ck_assert_int_eq(size, ht_zero_shard_size(z));
     CHECK(memcmp(s, ht_zero_slices(z), (size_t)n * sizeof *s) == 0);
-    if (n_ranks == 1) ck_assert_uint_eq(ht_zero_buffer_bytes(z), 0); // nothing to hold
+    const struct ht_zero_bytes held = ht_zero_buffer_bytes(z);
+    ck_assert_uint_eq(held.weights, 0);
+    if (n_ranks == 1) ck_assert_uint_eq(held.staging + held.gradients, 0); // nothing to hold
     free(s);
     ht_zero_free(z);
 }
@@ -166,16 +184,22 @@ START_TEST(misuse_is_refused)
     struct ht_zero *z;
     float grad[4096] = { 0 }, other[4096] = { 0 }, *shard;
 
-    ck_assert_int_eq(ht_zero_create(&z, comm, 100, 128, 4096, HT_DTYPE_F32), HT_ERR_ARG);
+    ck_assert_int_eq(create(&z, 100, 128, 4096, HT_DTYPE_F32, 1), HT_ERR_ARG);
     ck_assert_ptr_null(z);
-    ck_assert_int_eq(ht_zero_create(&z, comm, 64, 128, 4096, HT_DTYPE_F16), HT_ERR_ARG);
-    ck_assert_int_eq(ht_zero_create(&z, comm, 2048, 2560, 64, HT_DTYPE_F32), HT_OK);
-    ck_assert_int_eq(ht_zero_set_stage(z, 3), HT_ERR_UNSUPPORTED);
+    ck_assert_int_eq(create(&z, 64, 128, 4096, HT_DTYPE_F16, 1), HT_ERR_ARG);
+    ck_assert_int_eq(create(&z, 64, 128, 4096, HT_DTYPE_F32, 4), HT_ERR_ARG);
+    ck_assert_int_eq(create(&z, 64, 128, 4096, HT_DTYPE_F32, 2), HT_ERR_ARG); // units of what?
+    ck_assert_ptr_nonnull(strstr(ht_error_message(), "units"));
+    ck_assert_int_eq(create(&z, 2048, 2560, 64, HT_DTYPE_F32, 1), HT_OK);
+    float *place;
+    void *weights;
+    ck_assert_int_eq(ht_zero_unit_grads(z, 0, &place), HT_ERR_ARG);
+    ck_assert_int_eq(ht_zero_unit_weights(z, 0, -1, &weights), HT_ERR_ARG);
+    ck_assert_int_eq(ht_zero_vectors_ready(z, grad), HT_ERR_ARG);
     ck_assert_int_eq(ht_zero_reduced(z, &shard), HT_ERR_ARG);
     ck_assert_ptr_nonnull(strstr(ht_error_message(), "declared ready"));
     ck_assert_int_eq(ht_zero_grads_ready(z, grad, 1024, false), HT_OK);
     ck_assert_int_eq(ht_zero_reduced(z, &shard), HT_ERR_ARG); // half of them are missing
-    ck_assert_int_eq(ht_zero_set_stage(z, 0), HT_ERR_ARG);
     ck_assert_int_eq(ht_zero_grads_ready(z, other, 0, true), HT_ERR_ARG);
     ck_assert_int_eq(ht_zero_grads_ready(z, grad, -1, true), HT_ERR_ARG);
     ck_assert_int_eq(ht_zero_grads_ready(z, grad, 0, true), HT_OK);
@@ -187,6 +211,7 @@ END_TEST
 
 int main(int argc, char **argv)
 {
+    if (ht_backend_create_cpu(&backend, 1, 1 << 16) != HT_OK) return 1;
     Suite *s = suite_create("zero");
     TCase *tc = tcase_create("zero");
 

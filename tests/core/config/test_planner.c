@@ -97,7 +97,7 @@ START_TEST(bamba9b_fits_its_cluster)
                   ht_error_message());
     ck_assert_int_eq(p.n_tensors, 407);
     ck_assert_int_eq(p.n_micro_steps, 1);
-    ck_assert_int_lt(p.bytes.gradients, 200 << 20);
+    ck_assert_int_lt(p.bytes.gradients, INT64_C(5) << 30); // of one unit, twice, and a small part
     ck_assert(p.mfu > 0.2 && p.mfu < 0.7);
     ck_assert_int_eq(ht_plan_make(&p, &c, 192, "a100", 20000000000, 3000000000), HT_OK);
     ck_assert_str_eq(p.device.name, "a100");
@@ -107,20 +107,20 @@ END_TEST
 START_TEST(too_large_is_refused_with_numbers_and_a_key)
 {
     struct ht_plan p;
-    char *stage1[] = { "parallel.zero_stage=1" };
+    char *stage2[] = { "parallel.zero_stage=2" };
 
     load("bamba9b", 0, NULL, 1);
     ck_assert_int_eq(ht_plan_make(&p, &c, 1, "h100", 1, 1), HT_ERR_MEMORY);
     ck_assert_ptr_nonnull(strstr(ht_error_message(), "GiB short; use more ranks"));
     ck_assert_int_eq(p.n_params, 9780235392); // filled all the same
     ck_assert(p.step_s > 0);
-    load("bamba9b", 1, stage1, 8);
+    load("bamba9b", 1, stage2, 8);
     ck_assert_int_eq(ht_plan_make(&p, &c, 8, "h100", INT64_C(30) << 30, 1), HT_ERR_MEMORY);
     ck_assert_ptr_nonnull(strstr(ht_error_message(), "train.recompute"));
     c.train.recompute = HT_RECOMPUTE_FULL;
     ck_assert_int_eq(ht_plan_make(&p, &c, 8, "h100", INT64_C(30) << 30, 1), HT_ERR_MEMORY);
     ck_assert_ptr_nonnull(strstr(ht_error_message(), "train.micro_batch"));
-    ck_assert_int_eq(ht_plan_make(&p, &c, 8, "h100", INT64_C(44) << 30, 1), HT_ERR_MEMORY);
+    ck_assert_int_eq(ht_plan_make(&p, &c, 8, "h100", INT64_C(66) << 30, 1), HT_ERR_MEMORY);
     ck_assert_ptr_nonnull(strstr(ht_error_message(), "parallel.zero_stage"));
     ck_assert_int_eq(ht_plan_make(&p, &c, 192, "h100", INT64_C(20) << 30, 1), HT_OK);
 }
@@ -137,9 +137,8 @@ START_TEST(devices)
     ck_assert_int_eq(ht_plan_make(&p, &c, 1, "tpu", 0, 0), HT_ERR_ARG);
     ck_assert_ptr_nonnull(strstr(ht_error_message(), "\"tpu\""));
     load("quickstart", 1, stage3, 1);
-    ck_assert_int_eq(ht_plan_make(&p, &c, 1, "cpu", 0, 0), HT_ERR_UNSUPPORTED);
     ck_assert_int_eq(ht_plan_make(&p, &c, 1, NULL, 0, 0), HT_OK);
-    ck_assert_str_eq(p.device.name, "h100");
+    ck_assert_str_eq(p.device.name, "cpu");
     ck_assert_int_eq(ht_plan_make(&p, &c, 0, "cpu", 0, 0), HT_ERR_ARG);
 }
 END_TEST
