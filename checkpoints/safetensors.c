@@ -266,3 +266,11 @@ const struct ht_safetensors_tensor *ht_safetensors_find(const struct ht_safetens
         if (strcmp(s->tensors[i].name, name) == 0) return &s->tensors[i];
     return NULL;
 }
+
+void ht_safetensors_drop(const void *data, size_t n_bytes)
+{
+    const uintptr_t page = (uintptr_t)sysconf(_SC_PAGESIZE), at = (uintptr_t)data;
+    const uintptr_t from = (at + page - 1) / page * page, to = (at + n_bytes) / page * page;
+
+    if (from < to) (void)madvise((void *)from, to - from, MADV_DONTNEED);
+}

@@ -31,4 +31,8 @@ const struct ht_safetensors_tensor *ht_safetensors_at(const struct ht_safetensor
 const struct ht_safetensors_tensor *ht_safetensors_find(const struct ht_safetensors *s,
                                                         const char *name);
 
+/* These n_bytes of a tensor have been read: their pages need not stay in this process. Reading them
+ * again is possible, at a cost. */
+void ht_safetensors_drop(const void *data, size_t n_bytes);
+
 #endif

@@ -56,14 +56,15 @@ static void read_shard(const struct ht_weights_place *p, int64_t from, int64_t n
 
     if ((uintptr_t)src % (uintptr_t)bytes == 0) {
         ht_convert(out, dtype, src, p->t->dtype, n);
-        return;
+    } else {
+        for (int64_t i = 0; i < n; i += step) {
+            const int64_t some = n - i < step ? n - i : step;
+            memcpy(block, src + i * bytes, (size_t)(some * bytes));
+            ht_convert((char *)out + (size_t)i * ht_dtype_bytes(dtype), dtype, block, p->t->dtype,
+                       some);
+        }
     }
-    for (int64_t i = 0; i < n; i += step) {
-        const int64_t some = n - i < step ? n - i : step;
-        memcpy(block, src + i * bytes, (size_t)(some * bytes));
-        ht_convert((char *)out + (size_t)i * ht_dtype_bytes(dtype), dtype, block, p->t->dtype,
-                   some);
-    }
+    ht_safetensors_drop(src, (size_t)(n * bytes)); // else a model stands twice in memory
 }
 
 static enum ht_status read_checkpoint(struct ht_weights *w, const struct ht_tensor_list *list,
