@@ -40,7 +40,7 @@ static bool is_sharded(const struct ht_zero *z)
 static enum ht_status create_buffers(struct ht_zero *z)
 {
     const struct ht_zero_cut *c = &z->cut;
-    int64_t largest = 0;
+    int64_t largest = 0, largest_tail = 0;
 
     if (z->n_ranks == 1 && !ht_zero_by_unit(z)) return HT_OK;
     for (int i = 0; i < c->n_buckets; i++) {
@@ -48,10 +48,15 @@ static enum ht_status create_buffers(struct ht_zero *z)
         const int64_t n = b->end - b->start;
         const bool vectors = i >= c->n_matrix_buckets;
         if (n > largest) largest = n;
+        if (b->end > b->region_end && !vectors && n > largest_tail) largest_tail = n;
         if (b->end > b->region_end && (vectors || !ht_zero_by_unit(z)))
             HT_TRY(ht_zero_buffer(z, &z->tail[vectors], "the last gradient bucket",
                                   (size_t)n * sizeof(float), &z->bytes.staging));
     }
+    if (z->stage == 2)
+        HT_TRY(ht_zero_buffer(z, &z->weight_tail, "the last weights of a unit",
+                              (size_t)largest_tail * ht_dtype_bytes(z->weight_dtype),
+                              &z->bytes.staging));
     const int64_t part = largest / z->n_ranks;
     const size_t staging = ht_comm_staging_bytes(z->comm, part, z->wire);
     z->n_slots = c->n_buckets < HT_ZERO_SLOTS ? c->n_buckets : HT_ZERO_SLOTS;
@@ -130,6 +135,7 @@ enum ht_status ht_zero_create(struct ht_zero **out, struct ht_comm *comm, struct
     z->wire = o->wire;
     z->weight_dtype = o->weight_dtype;
     z->keep_first = o->keep_first;
+    z->weight_tail_bucket = -1;
     z->whole = (struct ht_zero_slice){ 0, o->n_total, 0 };
     HT_TRY_GOTO(st, done, create_cut(z, o));
     HT_TRY_GOTO(st, done,
@@ -162,6 +168,7 @@ void ht_zero_free(struct ht_zero *z)
         }
         ht_backend_free_memory(z->be, z->tail[0]);
         ht_backend_free_memory(z->be, z->tail[1]);
+        ht_backend_free_memory(z->be, z->weight_tail);
         ht_backend_free_memory(z->be, z->shard_grad);
         ht_backend_free_memory(z->be, z->shard_weight);
     }
@@ -230,6 +237,7 @@ enum ht_status ht_zero_bucket_start(struct ht_zero *z, int index, float *in)
     float *out;
 
     HT_TRY(ht_zero_slot_finish(z, s));
+    if (b->summed) HT_TRY(ht_zero_finish_region(z, b->region)); // the sum that this one joins
     if (b->end > b->region_end && (vectors || !ht_zero_by_unit(z))) {
         // the padding is zero since create, or since the sums of zeros of the last round
         float *tail = tail_of(z, index);
@@ -292,28 +300,64 @@ enum ht_status ht_zero_reduced(struct ht_zero *z, float **shard_grad)
 
 /* ---- weights ---- */
 
+/* Units follow each other without gaps in the flat buffer of stage 2: the last bucket of one, when
+ * it is padded, goes through a copy. This one is through. */
+static enum ht_status finish_weight_tail(struct ht_zero *z, char *weights_m)
+{
+    const size_t width = ht_dtype_bytes(z->weight_dtype);
+
+    if (z->weight_tail_bucket < 0) return HT_OK;
+    struct ht_zero_bucket *b = &z->cut.buckets[z->weight_tail_bucket];
+    z->weight_tail_bucket = -1;
+    HT_TRY(ht_comm_wait(z->comm, &b->req));
+    return ht_backend_copy(z->be, weights_m + (size_t)b->start * width, z->weight_tail,
+                           (size_t)(b->region_end - b->start) * width);
+}
+
+static enum ht_status start_weight_tail(struct ht_zero *z, int index, char *weights_m)
+{
+    struct ht_zero_bucket *b = &z->cut.buckets[index];
+    const int64_t width = (int64_t)ht_dtype_bytes(z->weight_dtype);
+    const int64_t part = (b->end - b->start) / z->n_ranks, own = b->start + z->rank * part;
+    const int64_t real = b->region_end - own < part ? b->region_end - own : part;
+
+    HT_TRY(finish_weight_tail(z, weights_m));
+    if (real > 0)
+        HT_TRY(ht_backend_copy(z->be, (char *)z->weight_tail + z->rank * part * width,
+                               weights_m + own * width, (size_t)(real * width)));
+    z->weight_tail_bucket = index;
+    return ht_comm_all_gather_start(z->comm, &b->req, z->weight_tail, part * width);
+}
+
+static enum ht_status start_weight_gather(struct ht_zero *z, int index, char *weights_m,
+                                          int64_t width, float *weights_v)
+{
+    struct ht_zero_bucket *b = &z->cut.buckets[index];
+    const int64_t part = (b->end - b->start) / z->n_ranks;
+
+    if (index >= z->cut.n_matrix_buckets)
+        return ht_comm_all_gather_start(z->comm, &b->req, weights_v + (b->start - z->n_matrix),
+                                        part * (int64_t)sizeof(float));
+    if (ht_zero_by_unit(z) && b->end > b->region_end) return start_weight_tail(z, index, weights_m);
+    return ht_comm_all_gather_start(z->comm, &b->req, weights_m + b->start * width, part * width);
+}
+
 enum ht_status ht_zero_gather_weights(struct ht_zero *z, void *weights_m, enum ht_dtype dtype,
                                       float *weights_v)
 {
-    const int n = z->cut.n_buckets, n_m = z->cut.n_matrix_buckets;
-    const size_t bytes_m = ht_dtype_bytes(dtype);
+    const int n = z->cut.n_buckets, first = z->stage == 3 ? z->cut.n_matrix_buckets : 0;
+    const int window = 1 + MAX_MESSAGES / (2 * z->n_ranks);
+    int n_waited = first;
 
     if (z->stage == 0) return HT_OK;
+    if (ht_zero_by_unit(z) && dtype != z->weight_dtype)
+        return HT_FAIL(HT_ERR_ARG, "weights to gather are %s; create was told %s",
+                       ht_dtype_name(dtype), ht_dtype_name(z->weight_dtype));
     if (z->stage == 3) HT_TRY(ht_zero_forget_weights(z));
-    const int first = z->stage == 3 ? n_m : 0, window = 1 + MAX_MESSAGES / (2 * z->n_ranks);
-    int n_waited = first;
     for (int i = first; i < n; i++) {
-        struct ht_zero_bucket *b = &z->cut.buckets[i];
-        const int64_t part = (b->end - b->start) / z->n_ranks;
         if (i - n_waited >= window) HT_TRY(ht_comm_wait(z->comm, &z->cut.buckets[n_waited++].req));
-        if (i < n_m)
-            HT_TRY(ht_comm_all_gather_start(z->comm, &b->req,
-                                            (char *)weights_m + (size_t)b->start * bytes_m,
-                                            part * (int64_t)bytes_m));
-        else
-            HT_TRY(ht_comm_all_gather_start(z->comm, &b->req, weights_v + (b->start - z->n_matrix),
-                                            part * (int64_t)sizeof(float)));
+        HT_TRY(start_weight_gather(z, i, weights_m, (int64_t)ht_dtype_bytes(dtype), weights_v));
     }
     while (n_waited < n) HT_TRY(ht_comm_wait(z->comm, &z->cut.buckets[n_waited++].req));
-    return HT_OK;
+    return z->stage == 2 ? finish_weight_tail(z, weights_m) : HT_OK;
 }

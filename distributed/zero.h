@@ -42,7 +42,7 @@ struct ht_zero_options {
     int n_units;               // stages 2 and 3
     const int64_t *unit_start; // (n_units + 1) ascending multiples of 64 from 0 to n_matrix; copied
     bool keep_first;           // unit 0 is used from the backward pass's start to its end
-    enum ht_dtype weight_dtype; // stage 3: of the matrices' working copies
+    enum ht_dtype weight_dtype; // stages 2 and 3: of the matrices' working copies
 };
 
 enum ht_status ht_zero_create(struct ht_zero **out, struct ht_comm *comm, struct ht_backend *be,

@@ -59,8 +59,10 @@ struct ht_zero {
     int n_slots;
     struct ht_zero_slot slots[HT_ZERO_SLOTS];
     int64_t next_slot, clock;
-    float *tail[2];    // zero-padded copies of the last bucket of m and of v
-    float *shard_grad; // (shard_size); NULL where the gradient buffer serves
+    float *tail[2];         // zero-padded copies of the last bucket of m and of v
+    void *weight_tail;      // stage 2: the same of the weights of a unit
+    int weight_tail_bucket; // which is in it, -1: none
+    float *shard_grad;      // (shard_size); NULL where the gradient buffer serves
     void *shard_weight;
     struct ht_zero_place weights[HT_ZERO_PLACES], grads[HT_ZERO_PLACES];
     struct ht_zero_bytes bytes;
@@ -88,6 +90,7 @@ enum ht_status ht_zero_slot_finish(struct ht_zero *z, struct ht_zero_slot *s);
 
 /* zero_units.c: places of units. */
 enum ht_status ht_zero_create_places(struct ht_zero *z);
+enum ht_status ht_zero_finish_region(struct ht_zero *z, int region); // its reductions
 enum ht_status ht_zero_forget_weights(struct ht_zero *z);
 
 static inline bool ht_zero_by_unit(const struct ht_zero *z)

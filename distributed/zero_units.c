@@ -150,12 +150,12 @@ void ht_zero_unit_weights_done(struct ht_zero *z, int unit)
 
 /* ---- gradients ---- */
 
-/* Until no reduction reads that unit's place any more. */
-static enum ht_status finish_unit(struct ht_zero *z, int unit)
+/* Until no reduction reads that unit's place or writes its sums any more. */
+enum ht_status ht_zero_finish_region(struct ht_zero *z, int region)
 {
     for (int i = 0; i < z->n_slots; i++) {
         struct ht_zero_slot *s = &z->slots[(z->next_slot + i) % z->n_slots]; // oldest first
-        if (s->req && z->cut.buckets[s->bucket].region == unit) HT_TRY(ht_zero_slot_finish(z, s));
+        if (s->req && z->cut.buckets[s->bucket].region == region) HT_TRY(ht_zero_slot_finish(z, s));
     }
     return HT_OK;
 }
@@ -170,7 +170,7 @@ enum ht_status ht_zero_unit_grads(struct ht_zero *z, int unit, float **out)
     if (!p || p->in_use)
         return HT_FAIL(HT_ERR_ARG, "no place for the gradient of unit %d: %s", unit,
                        p ? "it is in use" : "all are in use");
-    if (p->unit >= 0) HT_TRY(finish_unit(z, p->unit));
+    if (p->unit >= 0) HT_TRY(ht_zero_finish_region(z, p->unit));
     p->unit = unit;
     p->in_use = true;
     p->used = ++z->clock;

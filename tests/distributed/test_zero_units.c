@@ -193,6 +193,41 @@ START_TEST(weights_come_unit_by_unit)
 }
 END_TEST
 
+/* Stage 2 keeps them whole: units stand side by side, their padding in between does not exist. */
+START_TEST(whole_weights_are_gathered_in_place)
+{
+    enum { GUARD = 64 };
+    const struct units_case *k = &cases[_i];
+    struct ht_zero *z = create(k, 2, HT_DTYPE_F32);
+    const int64_t n = k->start[k->n_units], n_m = ht_zero_padded_matrix(n, n_ranks);
+    const int64_t n_v = ht_zero_padded_vector(n, k->n_total, n_ranks);
+    ht_bf16 *m = calloc((size_t)n_m + GUARD, sizeof *m);
+    float *v = calloc((size_t)n_v + GUARD, sizeof *v);
+
+    for (int version = 0; version < 3; version++) {
+        for (int64_t i = 0; i < GUARD; i++) m[n_m + i] = 77;
+        for (int s = 0; s < ht_zero_n_slices(z); s++) {
+            const struct ht_zero_slice *sl = &ht_zero_slices(z)[s];
+            for (int64_t i = sl->flat_start; i < sl->flat_start + sl->n; i++)
+                if (i < n)
+                    m[i] = ht_f32_to_bf16(weight_of(i, version));
+                else
+                    v[i - n] = weight_of(i, version);
+        }
+        ck_assert_int_eq(ht_zero_gather_weights(z, m, HT_DTYPE_F32, v), HT_ERR_ARG);
+        ck_assert_int_eq(ht_zero_gather_weights(z, m, HT_DTYPE_BF16, v), HT_OK);
+        for (int64_t i = 0; i < n; i++)
+            CHECK_MSG(ht_bf16_to_f32(m[i]) == weight_of(i, version), "rank %d element %lld", rank,
+                      (long long)i);
+        for (int64_t i = n; i < k->n_total; i++) CHECK(v[i - n] == weight_of(i, version));
+        for (int64_t i = 0; i < GUARD; i++) CHECK(m[n_m + i] == 77);
+    }
+    free(m);
+    free(v);
+    ht_zero_free(z);
+}
+END_TEST
+
 START_TEST(misuse_is_refused)
 {
     const struct units_case *k = &cases[2];
@@ -252,6 +287,7 @@ int main(int argc, char **argv)
     tcase_add_loop_test(tc, gradients_are_sums_over_ranks_then_micro_batches, 0, N_CASES);
     tcase_add_loop_test(tc, slices_cover_everything_once, 0, N_CASES);
     tcase_add_loop_test(tc, weights_come_unit_by_unit, 0, N_CASES);
+    tcase_add_loop_test(tc, whole_weights_are_gathered_in_place, 0, N_CASES);
     tcase_add_test(tc, misuse_is_refused);
     tcase_add_test(tc, units_must_cover_the_matrices);
     suite_add_tcase(s, tc);
