@@ -40,16 +40,21 @@ int main(int argc, char **argv)
 {
     struct ht_comm *c;
     struct ht_zero *z;
+    struct ht_backend be;
+    const struct ht_zero_options options = {
+        .stage = 1, .n_matrix = N, .n_total = N, .bucket_bytes = 32768, .wire = HT_DTYPE_F32
+    };
     float *grad = calloc(N + 4096, sizeof *grad);
 
     if (ht_comm_init(&c, &argc, &argv) != HT_OK) ht_comm_abort(NULL, 1, ht_error_message());
     if (argc != 3 || !grad) ht_comm_abort(c, 2, "usage: fault_job MODE TIMEOUT_S");
     ht_comm_set_timeout(c, atof(argv[2]));
-    if (ht_zero_create(&z, c, N, N, 32768, HT_DTYPE_F32) != HT_OK)
+    if (ht_backend_create_cpu(&be, 1, 64) != HT_OK || ht_zero_create(&z, c, &be, &options) != HT_OK)
         ht_comm_abort(c, 1, ht_error_message());
     const enum ht_status st = run(c, z, grad, argv[1]);
     if (st != HT_OK) ht_comm_abort(c, ht_exit_code(st), ht_error_message());
     ht_zero_free(z);
+    ht_backend_free(&be);
     ht_comm_finalize(c);
     free(grad);
     return !strcmp(argv[1], "requeue") ? 75 : 0;
