@@ -212,9 +212,11 @@ done:
 
 size_t ht_qgemm_scratch_bytes(int64_t m, int64_t k)
 {
-    // two digits, k padded to 64, at most 8 rows of padding, a scale and a sum per 32 elements
+    // k padded to 64, at most 8 rows of padding; two digits with a scale and a sum per 32 elements,
+    // or one row of bf16
     const int64_t k_padded = (k + 63) / 64 * 64;
-    return (size_t)((2 * m + 8) * (k_padded + k_padded / 4) + (2 * m + 8) * 64 + 64);
+    const int64_t digits = (2 * m + 8) * (k_padded + k_padded / 4), bf16 = (m + 8) * 2 * k_padded;
+    return (size_t)((digits > bf16 ? digits : bf16) + (2 * m + 8) * 64 + 64);
 }
 
 enum ht_status ht_qgemm(struct ht_backend *be, const struct ht_qgemm_args *a)
