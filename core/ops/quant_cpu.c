@@ -18,6 +18,7 @@
 
 enum {
     AHEAD_BYTES = 700 << 10, // this and the next strips in L2 together, of 1 MiB
+    LINE_AHEAD = 8 << 10,    // one row: bytes between what is multiplied and what is fetched
     PARALLEL_MIN = 1 << 15,  // elements of W below which a parallel region costs more than the work
     PACK_MIN = 1 << 17,      // the same for elements of x
     // many rows: panels of rows and strips whose sums wait in a buffer while k goes by in pieces
@@ -95,11 +96,28 @@ static void strips(const struct ht_qgemm_args *a, const struct packed *p, int64_
     }
 }
 
+/* One row: strip after strip, so that memory is read in one line. */
+static void one_row(const struct ht_qgemm_args *a, const struct packed *p, int64_t s0, int64_t s1)
+{
+    const struct ht_qmatrix *w = a->w;
+    _Alignas(64) float out[HT_Q_STRIP];
+
+    for (; s0 < s1; s0++) {
+        struct tile t = tile_of(w, s0);
+        t.out = out;
+        t.x = block_at(p, w, 0);
+        t.ahead = t.strip + LINE_AHEAD; // past the last strip it asks in vain
+        t.ahead_lines = (int64_t)(w->strip_bytes / 64);
+        run(&t, w, 1, 1);
+        write_back(a, out, 1, 0, 1, 1, s0 * HT_Q_STRIP);
+    }
+}
+
 static void few_rows(const struct ht_qgemm_args *a, const struct packed *p, int64_t s0, int64_t s1)
 {
-    // with one row the loop is no more than loads: there it gains with 4 bits only
-    const bool worth = p->n_rows > 1 || a->w->format == HT_Q_INT4 || a->w->format == HT_Q_INT4Z;
-    const bool ahead = worth && 2 * STRIPS * a->w->strip_bytes <= AHEAD_BYTES;
+    if (p->n_rows == 1 && a->w->format != HT_Q_BF16) return one_row(a, p, s0, s1);
+    // with one row of bf16 the loop is no more than loads, and gains nothing
+    const bool ahead = p->n_rows > 1 && 2 * STRIPS * a->w->strip_bytes <= AHEAD_BYTES;
 
     for (; s0 + STRIPS <= s1; s0 += STRIPS)
         strips(a, p, s0, STRIPS, ahead && s0 + 2 * STRIPS <= s1);
