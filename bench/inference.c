@@ -18,6 +18,7 @@
 
 #include "core/base/file.h"
 #include "core/base/rng.h"
+#include "core/base/thread.h"
 #include "core/model/packed.h"
 #include "core/model/pool.h"
 #include "inference/loaded.h"
@@ -135,12 +136,13 @@ static double decode_s(struct bench *b, struct ht_place **at, int64_t steps)
     return ht_time_s() - start;
 }
 
-/* Bytes that one decoding step has to move: weights once, states read and written, keys and values
- * read. */
+/* Bytes that one decoding step has to move: weights once, but for the embedding's other rows;
+ * states read and written, keys and values read. */
 static double step_bytes(const struct bench *b)
 {
     const struct ht_model_config *c = &b->l.model->cfg;
-    return (double)ht_loaded_weight_bytes(&b->l) +
+    const double table = c->tied_head ? 0.0 : 2.0 * (double)c->vocab_size * (double)c->d_model;
+    return (double)ht_loaded_weight_bytes(&b->l) - table +
            (double)b->batch *
                (2.0 * (double)ht_pool_slot_bytes(c) +
                 (double)b->depth * (double)ht_pool_token_bytes(c, b->l.model->dtype));
@@ -214,6 +216,7 @@ int main(int argc, char **argv)
     double rates[MAX_REPS];
     int code;
 
+    ht_thread_limit_spinning(argv); // as the programs do
     while ((code = getopt_long(argc, argv, "", options, NULL)) != -1) switch (code) {
         case 'm': b.path = optarg; break;
         case 'w': b.weights = optarg; break;
