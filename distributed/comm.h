@@ -29,12 +29,22 @@ int ht_comm_local_size(const struct ht_comm *c);
 /* Print message with the rank to stderr and take all ranks down with this exit code. c may be NULL
  * (before init). The only way out after HT_ERR_COMM: ht_comm_finalize then leaves MPI alone, which
  * would hang. */
-_Noreturn void ht_comm_abort(struct ht_comm *c, int exit_code, const char *message);
+void ht_comm_abort(struct ht_comm *c, int exit_code, const char *message) __attribute__((noreturn));
 
 /* What a collective waits for at most before HT_ERR_COMM names it, its sequence number, this rank
  * and the ranks whose messages are missing, with their hosts. 300 s after init. ht_comm_test never
  * times out. */
 void ht_comm_set_timeout(struct ht_comm *c, double seconds);
+
+/* From here on reduce-scatter and all-gather work on memory of that backend. On CUDA: device memory
+ * through NCCL (bootstrapped over MPI) on the communication stream, ordered with the compute stream
+ * by events: start and wait only enqueue, and a peer that is missing is found by a thread that
+ * watches (watchdog.h); the next call of anything here then gives HT_ERR_COMM. NCCL's sums are in
+ * the order of its ring, the same on every run with the same ranks and machines (docs/cluster.md).
+ * On the CPU nothing changes. be NULL: back to host memory, before the backend is freed.
+ * Collective. */
+struct ht_backend;
+enum ht_status ht_comm_use_device(struct ht_comm *c, struct ht_backend *be);
 
 enum ht_status ht_comm_barrier(struct ht_comm *c);
 enum ht_status ht_comm_broadcast(struct ht_comm *c, void *data, int64_t n_bytes, int root);

@@ -9,8 +9,6 @@
  * Waiting polls with MPI_Test and a growing pause: ranks may outnumber cores, and a blocking MPI
  * call neither yields the core nor ever returns when a peer hangs.
  */
-#include "distributed/comm.h"
-
 #include <errno.h>
 #include <inttypes.h>
 #include <limits.h>
@@ -24,48 +22,13 @@
 #include <unistd.h>
 
 #include "core/base/file.h"
-#include "distributed/reduce.h"
+#include "distributed/comm_impl.h"
 
 #ifndef HT_COMM_MAX_MESSAGE           // tests lower it to see the splitting
 #define HT_COMM_MAX_MESSAGE (1 << 30) // bytes; MPI counts are int
 #endif
 
-enum { HOST_BYTES = 64, TAGS = 16384 }; // MPI promises tags to 32767
-
-struct transfer {
-    int peer;
-    bool is_recv;
-};
-
-struct ht_comm_request {
-    struct ht_comm_request *next; // in the active or the free list
-    const char *what;
-    int64_t seq;
-    int n, capacity;     // messages
-    MPI_Request *mpi;    // (capacity)
-    struct transfer *to; // (capacity)
-    bool moved;          // all messages are through
-    // reduce-scatter: what to add up then
-    float *out; // NULL: nothing
-    const void **src;
-    int64_t n_sum;
-    enum ht_dtype wire;
-};
-
-struct ht_comm {
-    MPI_Comm mpi;
-    int rank, size, local_rank, local_size;
-    bool own_mpi; // we called MPI_Init
-    bool failed;  // MPI may hang from here on
-    double timeout_s;
-    int64_t seq;
-    char (*hosts)[HOST_BYTES]; // (size)
-    struct ht_comm_request *active, *free;
-    void *small; // n values of every rank
-    size_t small_bytes;
-    ht_reduce_sum_fn *sum;
-    ht_reduce_round_fn *round;
-};
+enum { HOST_BYTES = HT_COMM_HOST_BYTES, TAGS = 16384 }; // MPI promises tags to 32767
 
 static ht_reduce_sum_fn *const sum_fns[HT_ISA_COUNT] = HT_ISA_ROW(ht_reduce_sum_cpu);
 static ht_reduce_round_fn *const round_fns[HT_ISA_COUNT] = HT_ISA_ROW(ht_reduce_round_cpu);
@@ -135,6 +98,7 @@ enum ht_status ht_comm_init(struct ht_comm **out, int *argc, char ***argv)
     *out = NULL;
     if (!c) return HT_FAIL(HT_ERR_MEMORY, "no memory for a communicator");
     c->mpi = MPI_COMM_NULL;
+    c->window = MPI_WIN_NULL;
     c->size = c->local_size = 1;
     c->timeout_s = 300;
     c->sum = sum_fns[ht_isa_detect()];
@@ -163,6 +127,7 @@ static void free_list(struct ht_comm_request *r)
 void ht_comm_finalize(struct ht_comm *c)
 {
     if (!c) return;
+    ht_comm_device_free(c);
     // After a failure MPI_Finalize would wait for the lost peer for ever; with messages under way
     // it would write into buffers that their owners are about to free. The process ends soon in
     // both cases.
@@ -195,9 +160,10 @@ int ht_comm_local_size(const struct ht_comm *c)
 void ht_comm_set_timeout(struct ht_comm *c, double seconds)
 {
     c->timeout_s = seconds;
+    ht_comm_device_set_timeout(c, seconds);
 }
 
-_Noreturn void ht_comm_abort(struct ht_comm *c, int exit_code, const char *message)
+void ht_comm_abort(struct ht_comm *c, int exit_code, const char *message)
 {
     if (!c) {
         fprintf(stderr, "%s\n", message);
@@ -219,12 +185,13 @@ _Noreturn void ht_comm_abort(struct ht_comm *c, int exit_code, const char *messa
 /* ---- requests ---- */
 
 /* A request from the pool with room for n messages. */
-static enum ht_status request_get(struct ht_comm *c, struct ht_comm_request **out, const char *what,
-                                  int n)
+enum ht_status ht_comm_request_get(struct ht_comm *c, struct ht_comm_request **out,
+                                   const char *what, int n)
 {
     struct ht_comm_request *r = c->free;
 
     *out = NULL;
+    HT_TRY(ht_comm_device_check(c));
     if (c->failed)
         return HT_FAIL(HT_ERR_COMM, "rank %d: %s refused: an earlier collective failed", c->rank,
                        what);
@@ -243,7 +210,7 @@ static enum ht_status request_get(struct ht_comm *c, struct ht_comm_request **ou
         free(r->to);
         r->capacity = 0;
         r->mpi = calloc((size_t)n, sizeof(MPI_Request));
-        r->to = calloc((size_t)n, sizeof(struct transfer));
+        r->to = calloc((size_t)n, sizeof(struct ht_comm_transfer));
         if (!r->mpi || !r->to) {
             r->next = c->free;
             c->free = r;
@@ -253,6 +220,8 @@ static enum ht_status request_get(struct ht_comm *c, struct ht_comm_request **ou
     }
     r->what = what;
     r->seq = ++c->seq;
+    if (c->own) __atomic_store_n(&c->own->seq, c->seq, __ATOMIC_RELEASE);
+    r->op = NULL;
     r->n = 0;
     r->moved = false;
     r->out = NULL;
@@ -265,7 +234,7 @@ static enum ht_status request_get(struct ht_comm *c, struct ht_comm_request **ou
     return HT_OK;
 }
 
-static void request_put(struct ht_comm *c, struct ht_comm_request *r)
+void ht_comm_request_put(struct ht_comm *c, struct ht_comm_request *r)
 {
     struct ht_comm_request **at = &c->active;
 
@@ -289,7 +258,7 @@ static enum ht_status post(struct ht_comm *c, struct ht_comm_request *r, bool is
 
     for (int i = n_pieces(n_bytes); i > 0; i--) {
         const int64_t m = n_bytes < HT_COMM_MAX_MESSAGE ? n_bytes : HT_COMM_MAX_MESSAGE;
-        r->to[r->n] = (struct transfer){ peer, is_recv };
+        r->to[r->n] = (struct ht_comm_transfer){ peer, is_recv };
         r->mpi[r->n] = MPI_REQUEST_NULL;
         if (is_recv)
             MPI_TRY(c, r->what, r->seq,
@@ -332,7 +301,7 @@ static enum ht_status poll_request(struct ht_comm *c, struct ht_comm_request *r)
 {
     int flag = 0;
 
-    if (r->moved) return HT_OK;
+    if (r->moved || r->op) return HT_OK;
     MPI_TRY(c, r->what, r->seq, MPI_Testall(r->n, r->mpi, &flag, MPI_STATUSES_IGNORE));
     if (flag) complete(c, r);
     return HT_OK;
@@ -402,10 +371,12 @@ enum ht_status ht_comm_wait(struct ht_comm *c, struct ht_comm_request **req)
 
     if (!r) return HT_OK;
     *req = NULL;
+    if (r->op) return ht_comm_device_wait(c, r);
     last = ht_time_s();
     for (;;) {
         HT_TRY(poll_request(c, r));
         if (r->moved) break;
+        HT_TRY(ht_comm_device_check(c)); // whom we wait for may have had to give up
         if (waited > c->timeout_s) return timed_out(c, r);
         pause_for(waited);
         const double now = ht_time_s();
@@ -413,7 +384,7 @@ enum ht_status ht_comm_wait(struct ht_comm *c, struct ht_comm_request **req)
         waited += now - last < 1 ? now - last : 1;
         last = now;
     }
-    request_put(c, r);
+    ht_comm_request_put(c, r);
     return HT_OK;
 }
 
@@ -424,7 +395,7 @@ enum ht_status ht_comm_test(struct ht_comm *c, struct ht_comm_request **req, boo
     HT_TRY(poll_request(c, *req));
     *done = (*req)->moved;
     if (*done) {
-        request_put(c, *req);
+        ht_comm_request_put(c, *req);
         *req = NULL;
     }
     return HT_OK;
@@ -443,7 +414,7 @@ enum ht_status ht_comm_ibarrier_start(struct ht_comm *c, struct ht_comm_request 
 {
     static char nothing;
 
-    HT_TRY(request_get(c, out_req, "barrier", 2 * c->size));
+    HT_TRY(ht_comm_request_get(c, out_req, "barrier", 2 * c->size));
     return exchange(c, *out_req, &nothing, &nothing, 0, 0);
 }
 
@@ -469,8 +440,8 @@ enum ht_status ht_comm_broadcast(struct ht_comm *c, void *data, int64_t n_bytes,
     HT_TRY(ht_comm_barrier(c));
     while (n_bytes > 0) {
         const int64_t m = n_bytes < HT_COMM_MAX_MESSAGE ? n_bytes : HT_COMM_MAX_MESSAGE;
-        HT_TRY(request_get(c, &r, "broadcast", 1));
-        r->to[0] = (struct transfer){ root, c->rank != root };
+        HT_TRY(ht_comm_request_get(c, &r, "broadcast", 1));
+        r->to[0] = (struct ht_comm_transfer){ root, c->rank != root };
         MPI_TRY(c, r->what, r->seq, MPI_Ibcast(p, (int)m, MPI_BYTE, root, c->mpi, &r->mpi[0]));
         r->n = 1;
         HT_TRY(ht_comm_wait(c, &r));
@@ -483,13 +454,17 @@ enum ht_status ht_comm_broadcast(struct ht_comm *c, void *data, int64_t n_bytes,
 enum ht_status ht_comm_all_gather_start(struct ht_comm *c, struct ht_comm_request **out_req,
                                         void *data, int64_t n_bytes)
 {
+    *out_req = NULL;
     if (n_bytes < 0) return HT_FAIL(HT_ERR_ARG, "all-gather of %" PRId64 " bytes", n_bytes);
-    HT_TRY(request_get(c, out_req, "all-gather", 2 * c->size * n_pieces(n_bytes)));
+    if (c->device) return ht_comm_device_all_gather(c, out_req, data, n_bytes);
+    HT_TRY(ht_comm_request_get(c, out_req, "all-gather", 2 * c->size * n_pieces(n_bytes)));
     return exchange(c, *out_req, data, (char *)data + c->rank * n_bytes, 0, n_bytes);
 }
 
 size_t ht_comm_staging_bytes(const struct ht_comm *c, int64_t n, enum ht_dtype wire)
 {
+    if (c->device) // NCCL adds in place; bf16: what goes out, and the sums
+        return wire == HT_DTYPE_F32 ? 0 : ((size_t)c->size + 1) * (size_t)n * sizeof(ht_bf16);
     if (c->size == 1) return 0;
     // what comes in from each rank; with bf16 also what goes out
     const size_t in = (size_t)c->size * (size_t)n * ht_dtype_bytes(wire);
@@ -506,8 +481,9 @@ enum ht_status ht_comm_reduce_scatter_start(struct ht_comm *c, struct ht_comm_re
     if (n < 0 || (wire != HT_DTYPE_F32 && wire != HT_DTYPE_BF16))
         return HT_FAIL(HT_ERR_ARG, "reduce-scatter of %" PRId64 " values in %s; fp32 or bf16", n,
                        ht_dtype_name(wire));
+    if (c->device) return ht_comm_device_reduce_scatter(c, out_req, out, in, n, wire, staging);
     const int64_t n_bytes = n * (int64_t)ht_dtype_bytes(wire);
-    HT_TRY(request_get(c, &r, "reduce-scatter", 2 * c->size * n_pieces(n_bytes)));
+    HT_TRY(ht_comm_request_get(c, &r, "reduce-scatter", 2 * c->size * n_pieces(n_bytes)));
     *out_req = r;
     if (c->size == 1) { // nothing travels, so nothing is rounded either
         if (out != in && n > 0) memcpy(out, in, (size_t)n * sizeof(float));
@@ -545,7 +521,7 @@ static enum ht_status gather_small(struct ht_comm *c, const void *x, int n, cons
     }
     char *own = (char *)c->small + n_bytes * (size_t)c->rank;
     if (n > 0) memcpy(own, x, n_bytes);
-    HT_TRY(request_get(c, &r, what, 2 * c->size * n_pieces((int64_t)n_bytes)));
+    HT_TRY(ht_comm_request_get(c, &r, what, 2 * c->size * n_pieces((int64_t)n_bytes)));
     HT_TRY(exchange(c, r, c->small, own, 0, (int64_t)n_bytes));
     return ht_comm_wait(c, &r);
 }

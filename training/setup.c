@@ -51,6 +51,7 @@ static enum ht_status create_model(struct ht_run *r)
         if (threads < 1) threads = 1;
     }
     HT_TRY(ht_backend_create_cpu(&r->backend, threads, 1 << 20));
+    HT_TRY(ht_comm_use_device(r->comm, &r->backend));
     HT_TRY(ht_tensor_list_create(&list, &c->model, c->optimizer.decay));
     const int64_t n_matrix = list.n_matrix, n_total = list.n_total;
     ht_tensor_list_free(&list);
@@ -158,6 +159,7 @@ void ht_run_free(struct ht_run *r)
     ht_model_free(r->model);
     ht_run_free_units(r);
     ht_arena_free(&r->state);
+    ht_comm_use_device(r->comm, NULL);
     ht_backend_free(&r->backend);
     free(r->recipe_text);
     free(r);

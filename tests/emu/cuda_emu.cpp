@@ -309,6 +309,7 @@ void ht_emu_launch(const char *kernel, dim3 grid, dim3 block, size_t smem_bytes,
 {
     const size_t n = (size_t)block.x * block.y * block.z;
 
+    emu_count_work();
     e.kernel = kernel;
     if (n < 1 || n > EMU_THREADS_MAX || grid.x < 1 || grid.y < 1 || grid.z < 1 ||
         grid.x > 0x7fffffffu || grid.y > 65535 || grid.z > 65535) {

@@ -38,4 +38,15 @@ void emu_heap_close();
 bool emu_heap_contains(const void *p);            // anywhere in the device's address range
 bool emu_heap_valid(const void *p, size_t bytes); // inside one allocation
 
+/* Streams. Kernels and copies are done at once; nccl_emu.cpp has work that is done later, in the order
+ * of its tickets (1, 2, ...), by whoever waits for it. */
+struct emu_later_hooks {
+    bool (*is_done)(uint64_t ticket); // from any thread
+    void (*wait)(uint64_t ticket);
+};
+extern struct emu_later_hooks emu_later;
+void emu_count_work(); // a kernel or a copy
+void emu_stream_defer(cudaStream_t s, uint64_t ticket);
+bool emu_stream_is_current(cudaStream_t s); // it has waited for all kernels and copies so far
+
 #endif

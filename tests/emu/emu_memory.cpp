@@ -4,6 +4,7 @@
  * device pointer that host code follows faults at once, as on a machine with a GPU. Allocations
  * never return to the range's start: what was freed stays invalid.
  */
+#include <atomic>
 #include <cstdio>
 #include <cstdlib>
 #include <vector>
@@ -146,6 +147,7 @@ cudaError_t cudaFreeHost(void *p)
 cudaError_t cudaMemcpyAsync(void *dst, const void *src, size_t bytes, enum cudaMemcpyKind kind,
                             cudaStream_t)
 {
+    emu_count_work();
     const bool to_device = kind != cudaMemcpyDeviceToHost,
                from_device = kind != cudaMemcpyHostToDevice;
 
@@ -161,6 +163,7 @@ cudaError_t cudaMemcpyAsync(void *dst, const void *src, size_t bytes, enum cudaM
 
 cudaError_t cudaMemsetAsync(void *dst, int value, size_t bytes, cudaStream_t)
 {
+    emu_count_work();
     if (bytes == 0) return cudaSuccess;
     if (!emu_heap_valid(dst, bytes)) return fail(cudaErrorInvalidValue);
     emu_heap_open();
@@ -207,26 +210,63 @@ cudaError_t cudaDeviceGetStreamPriorityRange(int *least, int *greatest)
     return cudaSuccess;
 }
 
-/* ---- streams and events: everything is done at once, in the order of the calls ---- */
+/* ---- streams and events: work is done at once, in the order of the calls, but for what
+ * nccl_emu.cpp defers ---- */
+
+struct ht_emu_stream {
+    std::atomic<uint64_t> ticket{ 0 }; // of the last deferred work that it has or waits for
+    uint64_t work = 0;                 // kernels and copies that it waited for
+    bool deferred = false;
+};
+struct ht_emu_event {
+    std::atomic<uint64_t> ticket{ 0 };
+    uint64_t work = 0;
+};
+
+static bool nothing_later(uint64_t)
+{
+    return true;
+}
+static void no_wait(uint64_t) {}
+
+struct emu_later_hooks emu_later = { nothing_later, no_wait };
+static uint64_t work;
+
+void emu_count_work()
+{
+    work++;
+}
+
+void emu_stream_defer(cudaStream_t s, uint64_t ticket)
+{
+    s->deferred = true;
+    s->ticket = ticket;
+}
+
+bool emu_stream_is_current(cudaStream_t s)
+{
+    return s->work == work;
+}
 
 cudaError_t cudaStreamCreateWithPriority(cudaStream_t *s, unsigned, int)
 {
-    *s = (cudaStream_t)malloc(1);
-    return *s ? cudaSuccess : fail(cudaErrorMemoryAllocation);
+    *s = new ht_emu_stream;
+    return cudaSuccess;
 }
 cudaError_t cudaStreamDestroy(cudaStream_t s)
 {
-    free((void *)s);
+    delete s;
     return cudaSuccess;
 }
-cudaError_t cudaStreamSynchronize(cudaStream_t)
+cudaError_t cudaStreamSynchronize(cudaStream_t s)
 {
+    if (s) emu_later.wait(s->ticket);
     return cudaSuccess;
 }
 cudaError_t cudaEventCreateWithFlags(cudaEvent_t *e, unsigned)
 {
-    *e = (cudaEvent_t)malloc(1);
-    return *e ? cudaSuccess : fail(cudaErrorMemoryAllocation);
+    *e = new ht_emu_event;
+    return cudaSuccess;
 }
 cudaError_t cudaEventCreate(cudaEvent_t *e)
 {
@@ -239,19 +279,31 @@ cudaError_t cudaEventElapsedTime(float *ms, cudaEvent_t, cudaEvent_t)
 }
 cudaError_t cudaEventDestroy(cudaEvent_t e)
 {
-    free((void *)e);
+    delete e;
     return cudaSuccess;
 }
-cudaError_t cudaEventRecord(cudaEvent_t, cudaStream_t)
+cudaError_t cudaEventRecord(cudaEvent_t e, cudaStream_t s)
 {
+    if (s) {
+        e->ticket = s->ticket.load();
+        e->work = s->deferred ? s->work : work;
+    }
     return cudaSuccess;
 }
-cudaError_t cudaEventSynchronize(cudaEvent_t)
+cudaError_t cudaEventSynchronize(cudaEvent_t e)
 {
+    emu_later.wait(e->ticket);
     return cudaSuccess;
 }
-cudaError_t cudaStreamWaitEvent(cudaStream_t, cudaEvent_t, unsigned)
+cudaError_t cudaEventQuery(cudaEvent_t e)
 {
+    return emu_later.is_done(e->ticket) ? cudaSuccess : cudaErrorNotReady;
+}
+/* A stream whose work is done at once cannot go on before the event: the caller waits. */
+cudaError_t cudaStreamWaitEvent(cudaStream_t s, cudaEvent_t e, unsigned)
+{
+    if (e->work > s->work) s->work = e->work;
+    if (!s->deferred) emu_later.wait(e->ticket);
     return cudaSuccess;
 }
 
