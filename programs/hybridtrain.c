@@ -10,11 +10,11 @@
 #include <unistd.h>
 
 #include "core/base/file.h"
+#include "core/base/isa.h"
 #include "core/base/thread.h"
 #include "core/base/log.h"
-#include "core/config/planner.h"
 #include "core/config/recipe.h"
-#include "core/model/model.h"
+#include "core/model/cluster.h"
 #include "distributed/comm.h"
 #include "training/signals.h"
 #include "training/trainer.h"
@@ -27,8 +27,8 @@ static const char help[] =
     "checkpoint is resumed. Ranks share the data and the optimiser state (ZeRO).\n"
     "\n"
     "  --plan               print parameters, FLOPs, memory and predicted step time, then exit\n"
-    "  --ranks N            plan for N ranks (default: the number that mpirun started)\n"
-    "  --device NAME        plan for cpu, h100 or a100\n"
+    "  --ranks N            plan for N ranks (default: 1, or a host of 8 GPUs)\n"
+    "  --device NAME        plan for cpu, h100, h200 or a100 (default: cpu where it fits)\n"
     "  --dry-run            check recipe, data and memory, then exit\n"
     "  --print-recipe       print the resolved recipe with the origin of each value\n"
     "  --print-hf-config    print the model as a Hugging Face config.json\n"
@@ -125,15 +125,33 @@ static int parse(struct arguments *a, int argc, char **argv)
     return 0;
 }
 
-static enum ht_status make_plan(struct ht_plan *plan, const struct ht_config *cfg, int n_ranks,
-                                const char *device)
+/* Too large for this machine and no rank count given: a host of eight GPUs. */
+static int default_ranks(const struct ht_config *cfg, const struct ht_plan *plan)
 {
-    struct ht_model_sizes sizes;
-    const struct ht_train_config *t = &cfg->train;
+    const int64_t unit = 8 * cfg->train.micro_batch * cfg->data.seq_len;
+    return strcmp(plan->device.name, "cpu") && cfg->train.global_batch_tokens % unit == 0 ? 8 : 1;
+}
 
-    HT_TRY(ht_model_sizes(&sizes, &cfg->model, t->precision, t->recompute, false,
-                          t->micro_batch * cfg->data.seq_len, t->threads > 0 ? t->threads : 2));
-    return ht_plan_make(plan, cfg, n_ranks, device, sizes.activation_bytes, sizes.scratch_bytes);
+/* The plan, and for GPUs what it would be on other clusters. A recipe that does not fit is an error
+ * after all is printed. */
+static enum ht_status print_plan(const struct ht_config *cfg, const struct arguments *a)
+{
+    static const int sizes[] = { 8, 16, 32, 64, 128, 192, 256 };
+    enum { N_SIZES = sizeof sizes / sizeof *sizes };
+    struct ht_plan_cluster rows[N_SIZES];
+    struct ht_plan plan = { 0 };
+
+    enum ht_status st = ht_model_plan(&plan, cfg, a->ranks ? a->ranks : 1, a->device);
+    if (!a->ranks && plan.n_params && default_ranks(cfg, &plan) > 1)
+        st = ht_model_plan(&plan, cfg, default_ranks(cfg, &plan), plan.device.name);
+    if (st != HT_OK && st != HT_ERR_MEMORY) return st;
+    ht_plan_print(stdout, &plan, cfg);
+    if (!strcmp(plan.device.name, "cpu")) return st;
+    for (int i = 0; i < N_SIZES; i++)
+        HT_TRY(ht_model_plan_cluster(&rows[i], cfg, sizes[i], plan.device.name));
+    ht_plan_print_cluster(stdout, rows, N_SIZES, cfg);
+    if (st == HT_OK) return HT_OK;
+    return ht_model_plan(&plan, cfg, (int)plan.n_ranks, plan.device.name); // its message once more
 }
 
 /* One job per run folder: the lock goes with the process, whatever ends it. */
@@ -189,7 +207,7 @@ static enum ht_status train(struct ht_comm *comm, const struct ht_config *cfg,
     int lock_fd = -1;
 
     ht_comm_set_timeout(comm, cfg->parallel.timeout_s);
-    HT_TRY(make_plan(&plan, cfg, ht_comm_local_size(comm), "cpu"));
+    HT_TRY(ht_model_plan(&plan, cfg, ht_comm_local_size(comm), "cpu"));
     if (dry_run) {
         if (rank == 0) printf("%s: recipe and memory are fine\n", cfg->train.name);
         return HT_OK;
@@ -216,7 +234,6 @@ int main(int argc, char **argv)
     struct ht_config *cfg = calloc(1, sizeof *cfg);
     struct ht_recipe *recipe = NULL;
     struct ht_comm *comm = NULL;
-    struct ht_plan plan;
     char *text = NULL;
 
     ht_signals_block_thread(); // until there are handlers: a request to stop is never lost
@@ -240,8 +257,7 @@ int main(int argc, char **argv)
             HT_TRY_GOTO(st, done, ht_model_config_to_hf(&text, &cfg->model));
             code = print_and_free(text);
         } else {
-            st = make_plan(&plan, cfg, a.ranks ? a.ranks : 1, a.device);
-            if (st == HT_OK || st == HT_ERR_MEMORY) ht_plan_print(stdout, &plan, cfg);
+            st = print_plan(cfg, &a);
         }
         goto done;
     }

@@ -13,19 +13,30 @@
 
 enum { GPUS_PER_HOST = 8 };
 
-/* Sustained inside a training step, not peaks. bf16: an H100 reaches about 650 TF/s of its 989
- * there by published steps; an A100 87 % of its 312 in products alone, taken as 217 in a step. fp32
- * without tensor cores: 75 % of the peak. Links: NVLink within a host of 8, one 400 Gb/s adapter
- * per GPU between hosts, at 80 % of their rates. None of these was measured by this project;
- * docs/gpu-status.md has what was. */
+/* Sustained inside a whole training step, not peaks; none of these was measured by this project
+ * (docs/gpu-status.md has what was).
+ *
+ *   bf16      H100: products at 650 TF/s, as published steps reach, and an eighth of the time for
+ *             scan, norms and loss: 570. H200: the same processor. A100: 271 in products alone, 217
+ * in a step. fp32 without tensor cores: 75 % of the peak. links     within a host of 8: what NCCL's
+ * rings reach over NVLink. Between hosts: eight 400 Gb/s adapters on H100 and H200, at half of
+ * their rate (reported for 256 H100), 200 Gb/s on A100. NCCL's way of counting: bytes gathered /
+ * time. */
 static const struct gpu {
     const char *name;
     double bf16, peak_bf16, fp32, peak_fp32, memory_bytes_s, memory_bytes;
     double host_link_bytes_s, network_bytes_s;
 } gpus[] = {
-    { "h100", 650e12, 989e12, 50e12, 67e12, 2.6e12, 80e9, 360e9, 40e9 },
-    { "a100", 217e12, 312e12, 14.6e12, 19.5e12, 1.6e12, 80e9, 240e9, 40e9 },
+    { "h100", 570e12, 989e12, 50e12, 67e12, 2.6e12, 80e9, 360e9, 200e9 },
+    { "h200", 570e12, 989e12, 50e12, 67e12, 3.7e12, 141e9, 360e9, 200e9 },
+    { "a100", 217e12, 312e12, 14.6e12, 19.5e12, 1.6e12, 80e9, 240e9, 100e9 },
 };
+
+/* Multiprocessors that a collective keeps from the kernels beside it: 16 of 132. */
+static const double collective_share = 0.12;
+
+/* What selective recomputation adds to a pass: norms, convolution, SwiGLU. */
+static const double selective_share = 0.012;
 
 /* One core of a 2-core AMD Zen 5 virtual machine, by CPU level: what forward and backward sustain,
  * and the core's peak.
@@ -112,7 +123,7 @@ static bool find_gpu(struct ht_device_model *out, const char *name, const struct
         *out = (struct ht_device_model){
             .name = g->name,
             .level = "",
-            .basis = "published figures, not measured by this project",
+            .basis = "estimated from published figures, not measured by this project",
             .matmul_flops = bf16 ? g->bf16 : g->fp32,
             .memory_bytes_s = g->memory_bytes_s,
             .link_bytes_s = n_ranks > GPUS_PER_HOST ? g->network_bytes_s : g->host_link_bytes_s,
@@ -215,31 +226,56 @@ static void plan_bytes(struct ht_plan *p, const struct ht_config *c, const struc
 
 /* ---- time ---- */
 
-static void plan_time(struct ht_plan *p, const struct ht_config *c, const struct ht_tensor_list *l)
+/* Seconds of one pass of one rank, and of the collectives that go on beside it. */
+struct pass_time {
+    double compute_s, beside_s; // beside_s: under way during the pass
+};
+
+static struct pass_time pass_time(const struct ht_plan *p, const struct ht_config *c,
+                                  double gather_s, double reduce_s)
+{
+    const double per_pass = (double)(c->train.micro_batch * c->data.seq_len);
+    const int stage = c->parallel.zero_stage;
+    double flops = p->flops_train;
+
+    if (c->train.recompute == HT_RECOMPUTE_FULL) flops += p->flops_forward; // forward passes twice
+    if (c->train.recompute == HT_RECOMPUTE_SELECTIVE) flops *= 1.0 + selective_share;
+    return (struct pass_time){
+        .compute_s = per_pass * flops / p->device.matmul_flops,
+        .beside_s = (stage >= 2 ? reduce_s : 0.0) + (stage >= 3 ? 2.0 * gather_s : 0.0),
+    };
+}
+
+static void plan_time(struct ht_plan *p, const struct ht_config *c, const struct ht_tensor_list *l,
+                      bool gpu)
 {
     const struct ht_device_model *d = &p->device;
     const int stage = c->parallel.zero_stage;
     const double n = (double)p->n_ranks, moved = (n - 1.0) / n;
     const double width = (double)ht_dtype_bytes(c->train.precision);
-    const double n_total = (double)l->n_total;
-    const double per_pass = (double)(c->train.micro_batch * c->data.seq_len);
-    // full recomputation runs every layer's forward pass twice
-    const double again = c->train.recompute == HT_RECOMPUTE_FULL ? p->flops_forward : 0.0;
-    const double pass_s = per_pass * (p->flops_train + again) / d->matmul_flops;
+    const double wire = (double)ht_dtype_bytes(c->parallel.wire), n_total = (double)l->n_total;
     const double gather_s = n_total * width * moved / d->link_bytes_s;
-    const double reduce_s =
-        n_total * (double)ht_dtype_bytes(c->parallel.wire) * moved / d->link_bytes_s;
-    const double backward_s = pass_s * 2.0 / 3.0;
+    const double reduce_s = n_total * wire * moved / d->link_bytes_s;
+    const struct pass_time t = pass_time(p, c, gather_s, reduce_s);
+    const double first = (double)(l->unit_start[1] - l->unit_start[0]) * moved / d->link_bytes_s;
+    const double passes = (double)p->n_micro_steps;
     const double owned = n_total / (stage >= 1 ? n : 1.0);
-    double step_s = (double)p->n_micro_steps * pass_s;
+    double exposed_s = 0.0, beside_s = passes * t.beside_s;
 
-    step_s += owned * (4.0 + 12.0 + 12.0 + width) / d->memory_bytes_s; // AdamW reads and writes
-    if (reduce_s > backward_s) step_s += reduce_s - backward_s;        // else hidden behind it
-    if (stage < 3) step_s += stage >= 1 ? gather_s : 0.0;
-    if (stage >= 3 && 2.0 * gather_s > pass_s)
-        step_s += (double)p->n_micro_steps * (2.0 * gather_s - pass_s);
-    p->step_s = step_s;
-    p->tokens_per_s = (double)p->tokens_per_step / step_s;
+    if (t.beside_s > t.compute_s) exposed_s += passes * (t.beside_s - t.compute_s);
+    if (stage >= 3) exposed_s += passes * first * width; // nothing to compute before the first unit
+    if (stage >= 2) exposed_s += first * wire;           // nor behind the last gradient
+    if (stage < 2) { // once a step, behind the last backward pass
+        const double backward_s = t.compute_s * 2.0 / 3.0;
+        if (reduce_s > backward_s) exposed_s += reduce_s - backward_s;
+        beside_s += reduce_s;
+    }
+    if (stage == 1 || stage == 2) exposed_s += gather_s; // new weights, before the next step
+    p->comm_exposed_s = exposed_s;
+    if (gpu) exposed_s += collective_share * (beside_s < passes * t.compute_s ? beside_s : 0.0);
+    p->step_s = passes * t.compute_s + exposed_s +
+                owned * (4.0 + 12.0 + 12.0 + width) / d->memory_bytes_s; // AdamW reads and writes
+    p->tokens_per_s = (double)p->tokens_per_step / p->step_s;
     p->mfu = p->tokens_per_s / n * p->flops_train / d->peak_flops;
 }
 
@@ -287,7 +323,7 @@ static enum ht_status plan_on(struct ht_plan *p, const struct ht_config *c,
     p->bytes =
         (struct ht_plan_bytes){ .activations = p->bytes.activations, .scratch = p->bytes.scratch };
     plan_bytes(p, c, l, gpu);
-    plan_time(p, c, l);
+    plan_time(p, c, l, gpu);
     return check_fit(p, c, gpu);
 }
 
@@ -323,7 +359,8 @@ enum ht_status ht_plan_make(struct ht_plan *out, const struct ht_config *c, int 
     if (find_gpu(&out->device, device_name, c, n_ranks))
         st = plan_on(out, c, &list, true);
     else
-        st = HT_FAIL(HT_ERR_ARG, "\"%s\" is not a device to plan for; they are cpu, h100 and a100",
+        st = HT_FAIL(HT_ERR_ARG,
+                     "\"%s\" is not a device to plan for; they are cpu, h100, h200 and a100",
                      device_name);
 done:
     ht_tensor_list_free(&list);

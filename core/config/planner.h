@@ -39,11 +39,12 @@ struct ht_plan {
     double total_tokens;
     struct ht_plan_bytes bytes;
     double step_s, tokens_per_s, mfu; // predicted with `device`
+    double comm_exposed_s;            // of step_s: collectives that nothing hides
     struct ht_device_model device;
 };
 
-/* device_name: "cpu" (this machine, measured constants of docs/), "h100", "a100"; NULL picks cpu
- * for recipes that fit it and h100 otherwise. activations/scratch come from the caller
+/* device_name: "cpu" (this machine, measured constants of docs/), "h100", "h200", "a100"; NULL
+ * picks cpu for recipes that fit it and h100 otherwise. activations/scratch come from the caller
  * (core/model), which knows the layers. HT_ERR_MEMORY when it does not fit: the message names what
  * is short, by how much, and which key to change; *out is filled all the same. */
 enum ht_status ht_plan_make(struct ht_plan *out, const struct ht_config *c, int n_ranks,
@@ -55,5 +56,23 @@ double ht_flops_forward(const struct ht_model_config *m, double seq);
 
 /* The table that people read. */
 void ht_plan_print(FILE *out, const struct ht_plan *p, const struct ht_config *c);
+
+/* One rank count of a cluster: the recipe as it is, and the fastest of all stages, recomputations
+ * and micro-batches that fits. core/model/cluster.h makes these. */
+struct ht_plan_choice {
+    bool fits;
+    int64_t global_batch_tokens; // the recipe's, or the next that these ranks and rows divide
+    int zero_stage;
+    enum ht_recompute recompute;
+    int64_t micro_batch;
+    struct ht_plan plan;
+};
+struct ht_plan_cluster {
+    int n_ranks;
+    struct ht_plan_choice recipe, best;
+};
+
+void ht_plan_print_cluster(FILE *out, const struct ht_plan_cluster *rows, int n_rows,
+                           const struct ht_config *c);
 
 #endif

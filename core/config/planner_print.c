@@ -102,7 +102,57 @@ void ht_plan_print(FILE *f, const struct ht_plan *p, const struct ht_config *c)
         d->name, d->level[0] ? " " : "", d->level, human(s[0], d->matmul_flops),
         human(s[1], d->peak_flops), human(s[2], d->memory_bytes_s), human(s[3], d->link_bytes_s));
     fprintf(f, "  rates: %s\n", d->basis);
-    fprintf(f, "  step %s, %s tokens/s, MFU %.1f %%\n", duration(s[0], p->step_s),
+    fprintf(f, "  step %s (%s of it collectives that nothing hides), %s tokens/s, MFU %.1f %%\n",
+            duration(s[0], p->step_s), duration(s[2], p->comm_exposed_s),
             human(s[1], p->tokens_per_s), 100.0 * p->mfu);
     fprintf(f, "  whole run %s\n", duration(s[0], p->step_s * (double)p->total_steps));
+}
+
+static const char *recompute_name(enum ht_recompute r)
+{
+    return r == HT_RECOMPUTE_NONE ? "none" : r == HT_RECOMPUTE_FULL ? "full" : "selective";
+}
+
+/* ZeRO, recomputation, rows x passes, GiB, tokens/s, MFU */
+static void print_choice(FILE *f, const struct ht_plan_choice *c, const char *mark)
+{
+    char s[32];
+
+    fprintf(f, "   %d  %-9s %2" PRId64 " x %-3" PRId64 " %6.1f  %8s%s %5.1f %%", c->zero_stage,
+            recompute_name(c->recompute), c->micro_batch, c->plan.n_micro_steps,
+            (double)c->plan.bytes.total / 1073741824.0, human(s, c->plan.tokens_per_s), mark,
+            100.0 * c->plan.mfu);
+}
+
+void ht_plan_print_cluster(FILE *f, const struct ht_plan_cluster *rows, int n_rows,
+                           const struct ht_config *c)
+{
+    const struct ht_device_model *d = &rows[0].recipe.plan.device;
+    bool other_batch = false;
+
+    fprintf(f,
+            "\nClusters of %s, %.0f GB each, 8 a host: the recipe as it is, and the fastest that "
+            "fits\n",
+            d->name, d->memory_bytes / 1e9);
+    fputs("           ZeRO recompute rows x passes  GiB  tokens/s    MFU\n", f);
+    for (int i = 0; i < n_rows; i++) {
+        const struct ht_plan_choice *r = &rows[i].recipe, *b = &rows[i].best;
+        const bool other = r->global_batch_tokens != c->train.global_batch_tokens;
+        other_batch = other_batch || other;
+        fprintf(f, "  %4d recipe", rows[i].n_ranks);
+        print_choice(f, r, other ? "*" : " ");
+        fputs(r->fits ? "  fits\n" : "  DOES NOT FIT\n", f);
+        fputs("      fastest", f);
+        if (b->fits) {
+            const bool raised = b->global_batch_tokens != c->train.global_batch_tokens;
+            other_batch = other_batch || raised;
+            print_choice(f, b, raised ? "*" : " ");
+            fputc('\n', f);
+        } else {
+            fputs("   nothing fits\n", f);
+        }
+    }
+    if (other_batch)
+        fprintf(f, "  * with more tokens a step, the next number that ranks and rows divide: set "
+                   "train.global_batch_tokens\n");
 }

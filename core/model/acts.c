@@ -254,6 +254,8 @@ enum ht_status ht_model_sizes(struct ht_model_sizes *out, const struct ht_model_
     free(layers);
     out->activation_bytes = (int64_t)counting.arena.used_bytes;
     out->scratch_bytes = ht_model_scratch_bytes(cfg, dtype, forward_only, n_tokens, n_threads);
+    out->scratch_cuda_bytes =
+        max64(out->scratch_bytes, scratch_bytes_cuda(cfg, dtype, forward_only, n_tokens));
     return st;
 }
 
@@ -282,10 +284,10 @@ enum ht_status ht_acts_create(struct ht_acts **out, const struct ht_model *m,
         st, done,
         ht_backend_arena_create(&a->arena, m->be, "activations", (size_t)sizes.activation_bytes));
     HT_TRY_GOTO(st, done, ht_acts_layout(a, &m->cfg, m->dtype, n_tokens));
-    if (m->be->kind == HT_BACKEND_CUDA)
-        sizes.scratch_bytes = max64(sizes.scratch_bytes,
-                                    scratch_bytes_cuda(&m->cfg, m->dtype, forward_only, n_tokens));
-    HT_TRY_GOTO(st, done, ht_backend_reserve_scratch(m->be, (size_t)sizes.scratch_bytes));
+    const bool cuda = m->be->kind == HT_BACKEND_CUDA;
+    HT_TRY_GOTO(st, done,
+                ht_backend_reserve_scratch(
+                    m->be, (size_t)(cuda ? sizes.scratch_cuda_bytes : sizes.scratch_bytes)));
     *out = a;
     a = NULL;
 done:

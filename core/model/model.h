@@ -76,7 +76,7 @@ struct ht_acts; // activations of one micro-batch
 /* What ht_acts_create and the operations need for micro-batches of up to n_tokens. forward_only: no
  * backward pass will follow. */
 struct ht_model_sizes {
-    int64_t activation_bytes, scratch_bytes;
+    int64_t activation_bytes, scratch_bytes, scratch_cuda_bytes; // scratch on the CPU, on CUDA
 };
 enum ht_status ht_model_sizes(struct ht_model_sizes *out, const struct ht_model_config *cfg,
                               enum ht_dtype dtype, enum ht_recompute recompute, bool forward_only,
