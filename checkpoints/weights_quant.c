@@ -266,7 +266,9 @@ enum ht_status ht_weights_load_qmatrix(struct ht_qmatrix *out, struct ht_weights
                 w->path, parts[p]->name, row_of(parts[p]), parts[0]->name, row_of(parts[0]));
         n += parts[p]->shape[0];
     }
-    HT_TRY(ht_qmatrix_create(&q, arena, format, group, n, n_parts > 0 ? row_of(parts[0]) : 0));
+    const int64_t k = n_parts > 0 ? row_of(parts[0]) : 0;
+    HT_TRY(be && be->kind != HT_BACKEND_CPU ? ht_qmatrix_create_on(&q, be, format, group, n, k)
+                                            : ht_qmatrix_create(&q, arena, format, group, n, k));
     n = 0;
     for (int p = 0; p < n_parts; p++) {
         const struct ht_wf_tensor *t = w->own ? ht_wf_find(w->own, parts[p]->name) : NULL;

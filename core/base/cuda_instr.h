@@ -63,6 +63,18 @@ static __device__ __forceinline__ void mma_tf32(float (&d)[4], const uint32_t (&
                  : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(b[0]), "r"(b[1]));
 }
 
+/* a - b, of two bf16 numbers each. */
+static __device__ __forceinline__ uint32_t bf16x2_sub(uint32_t a, uint32_t b)
+{
+    __nv_bfloat162 u, v;
+    memcpy(&u, &a, sizeof u);
+    memcpy(&v, &b, sizeof v);
+    const __nv_bfloat162 d = __hsub2(u, v);
+    uint32_t out;
+    memcpy(&out, &d, sizeof out);
+    return out;
+}
+
 /* Nearest value with 10 bits of mantissa, ties away; the multiplier ignores what is below. */
 static __device__ __forceinline__ uint32_t to_tf32(float v)
 {

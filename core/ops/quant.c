@@ -12,6 +12,9 @@
 
 static ht_qgemm_fn *const table[HT_BACKEND_COUNT][HT_ISA_COUNT] = {
     [HT_BACKEND_CPU] = HT_ISA_ROW(ht_qgemm_cpu),
+#ifdef HT_WITH_CUDA
+    [HT_BACKEND_CUDA] = { ht_qgemm_cuda, ht_qgemm_cuda, ht_qgemm_cuda, ht_qgemm_cuda },
+#endif
 };
 
 static const char *const names[HT_Q_COUNT] = { "bf16", "int8", "int4", "int4z" };
@@ -43,17 +46,21 @@ static enum ht_status check_format(enum ht_qformat f, int group)
     return HT_OK;
 }
 
-/* Everything but data. */
-static void set_sizes(struct ht_qmatrix *q, enum ht_qformat f, int group, int64_t n, int64_t k)
+/* Everything but data. device: NULL for host memory. */
+static void set_sizes(struct ht_qmatrix *q, struct ht_backend *device, enum ht_qformat f, int group,
+                      int64_t n, int64_t k)
 {
-    const int64_t unit = f == HT_Q_BF16 ? 32 : group;
+    const int64_t unit = device ? HT_Q_DEVICE_UNIT : f == HT_Q_BF16 ? 32 : group;
 
-    *q = (struct ht_qmatrix){ .format = f, .group = f == HT_Q_BF16 ? 32 : group, .n = n, .k = k };
+    *q = (struct ht_qmatrix){
+        .format = f, .group = f == HT_Q_BF16 ? 32 : group, .n = n, .k = k, .be = device
+    };
     q->k_padded = (k + unit - 1) / unit * unit;
     const int64_t code_bytes = f == HT_Q_BF16   ? 2 * q->k_padded
                                : f == HT_Q_INT8 ? q->k_padded
                                                 : q->k_padded / 2;
-    q->strip_bytes = ht_q_codes_at(q) + (size_t)(HT_Q_STRIP * code_bytes);
+    q->strip_bytes =
+        (device ? ht_q_device_codes_at(q) : ht_q_codes_at(q)) + (size_t)(HT_Q_STRIP * code_bytes);
     q->bytes = q->strip_bytes * (size_t)ht_q_n_strips(q);
 }
 
@@ -61,7 +68,7 @@ size_t ht_qmatrix_bytes(enum ht_qformat f, int group, int64_t n, int64_t k)
 {
     struct ht_qmatrix q;
 
-    set_sizes(&q, f, group, n, k);
+    set_sizes(&q, NULL, f, group, n, k);
     return ht_arena_bytes(q.bytes);
 }
 
@@ -79,6 +86,16 @@ static void *own_memory(size_t bytes)
     return p;
 }
 
+static enum ht_status check_matrix(enum ht_qformat f, int group, int64_t n, int64_t k)
+{
+    HT_TRY(check_format(f, group));
+    if (n < 1 || k < 1 || n > INT32_MAX || k > INT32_MAX)
+        return HT_FAIL(HT_ERR_ARG,
+                       "quant: a matrix of %" PRId64 " x %" PRId64 "; both must be 1 to 2^31 - 1",
+                       n, k);
+    return HT_OK;
+}
+
 enum ht_status ht_qmatrix_create(struct ht_qmatrix *out, struct ht_arena *arena, enum ht_qformat f,
                                  int group, int64_t n, int64_t k)
 {
@@ -86,12 +103,8 @@ enum ht_status ht_qmatrix_create(struct ht_qmatrix *out, struct ht_arena *arena,
     void *data;
 
     *out = (struct ht_qmatrix){ 0 };
-    HT_TRY(check_format(f, group));
-    if (n < 1 || k < 1 || n > INT32_MAX || k > INT32_MAX)
-        return HT_FAIL(HT_ERR_ARG,
-                       "quant: a matrix of %" PRId64 " x %" PRId64 "; both must be 1 to 2^31 - 1",
-                       n, k);
-    set_sizes(&q, f, group, n, k);
+    HT_TRY(check_matrix(f, group, n, k));
+    set_sizes(&q, NULL, f, group, n, k);
     if (arena) {
         HT_TRY(ht_arena_take(&data, arena, q.bytes));
     } else {
@@ -106,10 +119,27 @@ enum ht_status ht_qmatrix_create(struct ht_qmatrix *out, struct ht_arena *arena,
     return HT_OK;
 }
 
+enum ht_status ht_qmatrix_create_on(struct ht_qmatrix *out, struct ht_backend *be,
+                                    enum ht_qformat f, int group, int64_t n, int64_t k)
+{
+    struct ht_qmatrix q;
+
+    if (be->kind == HT_BACKEND_CPU) return ht_qmatrix_create(out, NULL, f, group, n, k);
+    *out = (struct ht_qmatrix){ 0 };
+    HT_TRY(check_matrix(f, group, n, k));
+    set_sizes(&q, be, f, group, n, k);
+    HT_TRY(ht_qmatrix_device_create(&q));
+    *out = q;
+    return HT_OK;
+}
+
 void ht_qmatrix_free(struct ht_qmatrix *q)
 {
     if (!q) return;
-    if (q->owned) free(q->data);
+    if (q->owned && q->be)
+        ht_backend_free_memory(q->be, q->data);
+    else if (q->owned)
+        free(q->data);
     *q = (struct ht_qmatrix){ 0 };
 }
 
@@ -147,6 +177,7 @@ enum ht_status ht_qmatrix_set_qrows(struct ht_qmatrix *q, struct ht_backend *be,
         HT_TRY(ht_ops_check_ptr("quant", "scales", rows->scales, rows->n_rows));
     if (q->format == HT_Q_INT4Z)
         HT_TRY(ht_ops_check_ptr("quant", "zeros", rows->zeros, rows->n_rows));
+    if (q->be) return ht_qmatrix_device_pack(q, be ? be->n_threads : 1, row0, rows);
     ht_qmatrix_pack(q, be ? be->n_threads : 1, row0, rows);
     return HT_OK;
 }
@@ -157,7 +188,43 @@ enum ht_status ht_qmatrix_get_rows(const struct ht_qmatrix *q, int64_t row0, int
     HT_TRY(check_rows(q, row0, n_rows));
     HT_TRY(check_ld("ldo", ldo, q->k));
     HT_TRY(ht_ops_check_ptr("quant", "out", out, n_rows));
+    if (q->be) return ht_qmatrix_device_unpack(q, row0, n_rows, out, ldo);
     for (int64_t i = 0; i < n_rows; i++) ht_qmatrix_unpack(q, row0 + i, out + i * ldo);
+    return HT_OK;
+}
+
+/* A product or a look-up runs where the matrix is. */
+static enum ht_status check_backend(const struct ht_backend *be, const struct ht_qmatrix *q)
+{
+    if (!q || !q->data)
+        return HT_FAIL(HT_ERR_ARG, "qgemm: the matrix has no data; create it first");
+    if ((q->be ? q->be->kind : HT_BACKEND_CPU) != be->kind)
+        return HT_FAIL(HT_ERR_ARG,
+                       "qgemm: the matrix is packed for %s, the backend is %s; create it "
+                       "there",
+                       ht_backend_kind_name(q->be ? q->be->kind : HT_BACKEND_CPU),
+                       ht_backend_kind_name(be->kind));
+    return HT_OK;
+}
+
+enum ht_status ht_qmatrix_embed(struct ht_backend *be, const struct ht_qmatrix *q, int64_t n_tokens,
+                                const int32_t *ids, float multiplier, float *out)
+{
+    HT_TRY(check_backend(be, q));
+    HT_TRY(ht_ops_check_ptr("quant", "ids", ids, n_tokens));
+    HT_TRY(ht_ops_check_ptr("quant", "out", out, n_tokens));
+#ifdef HT_WITH_CUDA
+    if (be->kind == HT_BACKEND_CUDA)
+        return ht_qmatrix_embed_cuda(be, q, n_tokens, ids, multiplier, out);
+#endif
+    for (int64_t t = 0; t < n_tokens; t++) {
+        if (ids[t] < 0 || ids[t] >= q->n)
+            return HT_FAIL(HT_ERR_ARG,
+                           "token %" PRId64 " has id %d; the vocabulary has 0 to %" PRId64, t,
+                           (int)ids[t], q->n - 1);
+        ht_qmatrix_unpack(q, ids[t], out + t * q->k);
+        for (int64_t i = 0; i < q->k; i++) out[t * q->k + i] *= multiplier;
+    }
     return HT_OK;
 }
 
@@ -193,14 +260,17 @@ enum ht_status ht_qmatrix_set_rows(struct ht_qmatrix *q, struct ht_backend *be, 
                     ht_quantise_rows(n_threads, q->format, q->group,
                                      (const char *)w + (size_t)(i * ldw) * ht_dtype_bytes(dtype),
                                      dtype, ldw, n, q->k, codes, scales, zeros));
-        ht_qmatrix_pack(q, n_threads, row0 + i,
-                        &(struct ht_qrows){ .format = q->format,
-                                            .group = q->group,
-                                            .n_rows = n,
-                                            .k = q->k,
-                                            .codes = codes,
-                                            .scales = scales,
-                                            .zeros = zeros });
+        const struct ht_qrows rows = { .format = q->format,
+                                       .group = q->group,
+                                       .n_rows = n,
+                                       .k = q->k,
+                                       .codes = codes,
+                                       .scales = scales,
+                                       .zeros = zeros };
+        if (q->be)
+            HT_TRY_GOTO(st, done, ht_qmatrix_device_pack(q, n_threads, row0 + i, &rows));
+        else
+            ht_qmatrix_pack(q, n_threads, row0 + i, &rows);
     }
 done:
     free(codes);
@@ -227,8 +297,7 @@ enum ht_status ht_qgemm(struct ht_backend *be, const struct ht_qgemm_args *a)
     if ((unsigned)be->isa >= HT_ISA_COUNT)
         return HT_FAIL(HT_ERR_ARG, "qgemm: CPU level %d; must be 0 to %d", (int)be->isa,
                        HT_ISA_COUNT - 1);
-    if (!a->w || !a->w->data)
-        return HT_FAIL(HT_ERR_ARG, "qgemm: the matrix has no data; create it first");
+    HT_TRY(check_backend(be, a->w));
     if (a->m < 0) return HT_FAIL(HT_ERR_ARG, "qgemm: m is %" PRId64 "; it must be >= 0", a->m);
     HT_TRY(ht_ops_check_dtype("qgemm", a->x_dtype));
     HT_TRY(ht_ops_check_dtype("qgemm", a->y_dtype));

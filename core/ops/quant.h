@@ -16,6 +16,8 @@
  *                      15 bits, as two int8 digits); the sum over a group is exact in int32; group
  *                      sums are added in fp32 in order of k.
  *   bf16               x is rounded to bf16; sums are fp32 in order of k.
+ * CUDA: x is rounded to bf16 in every format (`precise` is refused for fp32 x), codes are exact in
+ * bf16; group sums and sums over an eighth of k are fp32 in order of k, then added in order.
  * A row of y depends on its row of x, on W and on the CPU level alone: not on m (1 to thousands),
  * on its place in the batch, nor on the threads. So decoding and prefill give the same bits.
  *
@@ -83,6 +85,7 @@ struct ht_qmatrix { // read-only for callers
     size_t bytes;        // of data: what a product with few rows of x reads
     unsigned char *data; // 64-byte aligned
     bool owned;
+    struct ht_backend *be; // whose memory data is (borrowed); NULL: the host's
 };
 
 /* Bytes that ht_qmatrix_create takes from an arena. */
@@ -91,6 +94,10 @@ size_t ht_qmatrix_bytes(enum ht_qformat f, int group, int64_t n, int64_t k);
 /* A matrix of zeros, in arena (NULL: in memory of its own). Set its rows next. */
 enum ht_status ht_qmatrix_create(struct ht_qmatrix *q, struct ht_arena *arena, enum ht_qformat f,
                                  int group, int64_t n, int64_t k);
+/* The same in memory of its own of that backend, packed as its kernels want it: for products on it
+ * alone. be must outlive the matrix. */
+enum ht_status ht_qmatrix_create_on(struct ht_qmatrix *q, struct ht_backend *be, enum ht_qformat f,
+                                    int group, int64_t n, int64_t k);
 void ht_qmatrix_free(struct ht_qmatrix *q); // nothing to free when it lives in an arena
 
 /* Quantise and pack rows row0 .. row0 + n_rows - 1. Several sources (q, k, v) may fill one matrix.
@@ -105,6 +112,11 @@ enum ht_status ht_qmatrix_set_qrows(struct ht_qmatrix *q, struct ht_backend *be,
 /* Dequantise rows row0 .. row0 + n_rows - 1 to fp32 (embedding lookup, tests, fallbacks). */
 enum ht_status ht_qmatrix_get_rows(const struct ht_qmatrix *q, int64_t row0, int64_t n_rows,
                                    float *out, int64_t ldo);
+
+/* out (n_tokens, k) fp32 = multiplier * rows ids of q, in the memory of be. CPU: HT_ERR_ARG for an
+ * id that is not a row of q. CUDA: its row becomes NaN (the host cannot look without waiting). */
+enum ht_status ht_qmatrix_embed(struct ht_backend *be, const struct ht_qmatrix *q, int64_t n_tokens,
+                                const int32_t *ids, float multiplier, float *out);
 
 /* ---- product ---- */
 

@@ -5,3 +5,4 @@ foreach(suite rows loss adamw)
             ${CMAKE_SOURCE_DIR}/tests/ref/ops_ref.c
     LINK ht_ops ht_base)
 endforeach()
+ht_add_emu_test(test_quant_cuda SOURCES test_quant_cuda.c LINK ht_ops ht_base)
