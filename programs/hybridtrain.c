@@ -197,8 +197,28 @@ static enum ht_status open_run_files(struct ht_log *log, int *lock_fd, const str
     return st;
 }
 
+/* A recipe for GPUs on a machine without: say so, and what can be done here. */
+static enum ht_status check_memory(struct ht_plan *plan, const struct ht_config *cfg,
+                                   const char *recipe, struct ht_comm *comm)
+{
+    const enum ht_status st = ht_model_plan(plan, cfg, ht_comm_local_size(comm), "cpu");
+    char text[1024];
+    struct ht_plan gpus;
+
+    if (st != HT_ERR_MEMORY) return st;
+    snprintf(text, sizeof text, "%s", ht_error_message());
+    if (ht_model_plan(&gpus, cfg, ht_comm_size(comm), "h100") != HT_OK)
+        return HT_FAIL(st, "%s", text);
+    return HT_FAIL(
+        st,
+        "%s. On %d GPU(s) of 80 GB it would fit; this run is on CPUs. See the plan with: "
+        "hybridtrain --plan --ranks %d --device h100 %s; recipes for a machine like this "
+        "one: recipes/quickstart.cfg, recipes/debug_tiny.cfg",
+        text, ht_comm_size(comm), ht_comm_size(comm), recipe);
+}
+
 static enum ht_status train(struct ht_comm *comm, const struct ht_config *cfg,
-                            const struct ht_recipe *recipe, bool dry_run)
+                            const struct ht_recipe *recipe, const char *path, bool dry_run)
 {
     const int rank = ht_comm_rank(comm), n_ranks = ht_comm_size(comm);
     struct ht_log log = { .level = HT_LOG_INFO, .rank = rank, .n_ranks = n_ranks };
@@ -207,7 +227,10 @@ static enum ht_status train(struct ht_comm *comm, const struct ht_config *cfg,
     int lock_fd = -1;
 
     ht_comm_set_timeout(comm, cfg->parallel.timeout_s);
-    HT_TRY(ht_model_plan(&plan, cfg, ht_comm_local_size(comm), "cpu"));
+    st = check_memory(&plan, cfg, path, comm);
+    if (st != HT_OK && rank == 0) return st; // and ends all: most likely all refuse, one says it
+    HT_TRY(ht_comm_barrier(comm));
+    if (st != HT_OK) return st;
     if (dry_run) {
         if (rank == 0) printf("%s: recipe and memory are fine\n", cfg->train.name);
         return HT_OK;
@@ -266,7 +289,7 @@ int main(int argc, char **argv)
     HT_TRY_GOTO(
         st, done,
         ht_recipe_load(cfg, &recipe, a.recipe, a.n_overrides, a.overrides, ht_comm_size(comm)));
-    HT_TRY_GOTO(st, done, train(comm, cfg, recipe, a.dry_run));
+    HT_TRY_GOTO(st, done, train(comm, cfg, recipe, a.recipe, a.dry_run));
 done:
     if (st != HT_OK) code = fail(comm, st);
     ht_comm_finalize(comm);

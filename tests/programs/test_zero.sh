@@ -81,4 +81,12 @@ for stage in 0 1 2 3; do
         [ -n "${HT_SANITIZE:-}" ] || fail "stage $stage takes $measured MiB, the one before $before"
     before=$measured
 done
+
+# a recipe for GPUs on a machine without: one line says what is missing and what to do instead
+expect 5 mpirun -n 8 --oversubscribe "$bin/hybridtrain" "$source_dir/recipes/bamba9b.cfg"
+says "hybridtrain --plan --ranks 8"
+[ "$(grep -c 'GiB short' out)" = 1 ] || { cat out; fail "every rank says that it does not fit"; }
+expect 0 "$bin/hybridtrain" --plan "$source_dir/recipes/bamba9b.cfg"
+says "8 rank(s), each 24 pass(es)"
+says "256 recipe"
 echo "all right"
