@@ -117,6 +117,8 @@ enum ht_status ht_loaded_open(struct ht_loaded *l, struct ht_weights *w, const c
         HT_TRY(ht_model_create_packed(&l->model, &l->backend, c, HT_DTYPE_BF16, n_positions));
         HT_TRY(load_packed(l, format, group_size));
     }
+    l->team.most = l->backend.n_threads;
+    l->model->team = &l->team;
     if (!tokenizer) tokenizer = ht_weights_tokenizer_path(l->weights);
     if (tokenizer) HT_TRY(ht_tokenizer_load(&l->tokenizer, tokenizer));
     l->eos = (int32_t)find_eos(l->weights, l->tokenizer);

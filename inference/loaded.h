@@ -4,6 +4,7 @@
 #define HT_INFERENCE_LOADED_H
 
 #include "checkpoints/weights.h"
+#include "core/base/team.h"
 #include "core/model/model.h"
 #include "data/tokenizer.h"
 
@@ -12,6 +13,7 @@ struct ht_loaded {
     struct ht_tokenizer *tokenizer; // NULL when the folder has none
     struct ht_backend backend;
     struct ht_model *model;
+    struct ht_team team; // of the model's passes
     // eos: the folder's; else, as in this project's own run folders, the tokenizer's special token
     // of a usual name, or its only special one where that has no other usual name. -1 when unknown
     int32_t eos, bos;

@@ -1,4 +1,6 @@
 /* core/model/forward.c: the residual stack, bottom to top (spec 3.1). */
+#include "core/base/file.h"
+#include "core/base/team.h"
 #include "core/model/packed.h"
 #include "core/model/stack.h"
 #include "core/ops/loss.h"
@@ -52,6 +54,7 @@ enum ht_status ht_stack_forward(struct ht_model *m, struct ht_acts *a,
     if (b->n_tokens > a->max_tokens)
         return HT_FAIL(HT_ERR_ARG, "%lld tokens in a micro-batch; room was planned for %lld",
                        (long long)b->n_tokens, (long long)a->max_tokens);
+    if (m->team && states) m->be->n_threads = ht_team_begin(m->team, b->n_tokens, ht_time_s());
     HT_TRY(ht_unit_needed(m, 0, 1, false));
     HT_TRY(ht_model_embed(m, b->n_tokens, b->ids, a->layer[0].r_in));
     HT_TRY(ht_unit_done(m, 0, false));
@@ -65,8 +68,10 @@ enum ht_status ht_stack_forward(struct ht_model *m, struct ht_acts *a,
         residual = ht_layer_residual(m, l);
         branch = a->shared.branch;
     }
-    return add_and_norm(m, b->n_tokens, ht_model_vector(m, -1, HT_T_FINAL_NORM), residual, branch,
-                        a->r_final, a->u_final, a->rstd_final);
+    HT_TRY(add_and_norm(m, b->n_tokens, ht_model_vector(m, -1, HT_T_FINAL_NORM), residual, branch,
+                        a->r_final, a->u_final, a->rstd_final));
+    if (m->team && states) ht_team_end(m->team, ht_time_s());
+    return HT_OK;
 }
 
 enum ht_status ht_model_evaluate(struct ht_model *m, struct ht_acts *a,

@@ -45,6 +45,7 @@ struct ht_model {
     struct ht_arena arena;
     const struct ht_model_units *units; // borrowed; NULL: everything is whole
     struct ht_packed *packed; // packed.h: the matrices instead of `matrix`, forward only; or NULL
+    struct ht_team *team; // borrowed: chooses be->n_threads of passes that extend states; or NULL
 };
 
 /* Weights are zero until ht_params_* or ht_weights_load fills them. matrix_room and vector_room are
