@@ -47,6 +47,7 @@ struct ht_api_context {
     int64_t max_context, vocab_size;
     float temperature, top_p, min_p; // when the request names none
     int64_t top_k;
+    bool speculate; // every request
 };
 
 struct ht_api_request {

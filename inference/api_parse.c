@@ -227,6 +227,7 @@ static enum ht_status get_sampling(struct ht_api_request *r, const struct ht_api
                               .min_p = c->min_p,
                               .top_k = c->top_k,
                               .repetition_penalty = 1.0f,
+                              .speculate = c->speculate,
                               .logprobs = -1 };
     HT_TRY(get_real(o, "temperature", 0, 2, false, &q->temperature, e));
     HT_TRY(get_real(o, "top_p", 0, 1, true, &q->top_p, e));

@@ -17,6 +17,7 @@
 enum {
     DEFAULT_CONTEXT = 4096,
     DEFAULT_SEQS = 16,
+    DEFAULT_DRAFTS = 4,
     DEFAULT_QUEUE = 1024,
     DEFAULT_STEP = 512,
     DEFAULT_CHUNK = 256
@@ -159,6 +160,12 @@ static enum ht_status resolve_options(struct ht_engine *e, const struct ht_model
     if (o->max_context == 0)
         o->max_context = positions < DEFAULT_CONTEXT ? positions : DEFAULT_CONTEXT;
     if (o->max_seqs == 0) o->max_seqs = DEFAULT_SEQS;
+    if (o->max_drafts < -1 || o->max_drafts > o->max_seqs)
+        return HT_FAIL(HT_ERR_ARG, "max_drafts is %lld; -1 (none) to max_seqs = %lld",
+                       (long long)o->max_drafts, (long long)o->max_seqs);
+    if (o->max_drafts == 0)
+        o->max_drafts = o->max_seqs < DEFAULT_DRAFTS ? o->max_seqs : DEFAULT_DRAFTS;
+    if (o->max_drafts == -1) o->max_drafts = 0;
     if (o->max_queue == 0) o->max_queue = DEFAULT_QUEUE;
     const int64_t unit = c->chunk > 0 ? c->chunk : 1;
     if (o->prefill_chunk == 0) o->prefill_chunk = DEFAULT_CHUNK;
@@ -176,7 +183,7 @@ static enum ht_status kv_pool_tokens(const struct ht_engine *e, const struct ht_
                                      int64_t *out)
 {
     const struct ht_engine_options *o = &e->o;
-    const int64_t slots_bytes = o->max_seqs * ht_pool_slot_bytes(c);
+    const int64_t slots_bytes = (o->max_seqs + o->max_drafts) * ht_pool_slot_bytes(c);
 
     *out = e->token_bytes ? o->max_seqs * o->max_context : 0;
     if (o->memory_bytes == 0) return HT_OK;
@@ -192,8 +199,11 @@ static enum ht_status kv_pool_tokens(const struct ht_engine *e, const struct ht_
 static enum ht_status allocate(struct ht_engine *e)
 {
     const struct ht_model_config *c = &e->loaded.model->cfg;
-    const size_t seqs = (size_t)e->o.max_seqs;
-    struct ht_pool_options pool = { .n_slots = e->o.max_seqs, .block_tokens = e->o.prefill_chunk };
+    const size_t seqs = (size_t)e->o.max_seqs, drafts = (size_t)e->o.max_drafts;
+    const size_t row_bytes = (size_t)c->vocab_size * sizeof *e->logits;
+    struct ht_pool_options pool = { .n_slots = e->o.max_seqs + e->o.max_drafts,
+                                    .n_drafts = e->o.max_drafts,
+                                    .block_tokens = e->o.prefill_chunk };
 
     e->token_bytes = ht_pool_token_bytes(c, e->loaded.model->dtype);
     HT_TRY(kv_pool_tokens(e, c, &pool.kv_tokens));
@@ -201,18 +211,24 @@ static enum ht_status allocate(struct ht_engine *e)
     HT_TRY(ht_extents_create(&e->extents, pool.kv_tokens, (int)e->o.max_seqs));
     if (e->o.prefix_cache_bytes > 0)
         HT_TRY(ht_prefix_cache_create(&e->cache, e->o.prefix_cache_bytes));
-    e->stats.pool_bytes = e->o.max_seqs * ht_pool_slot_bytes(c) + pool.kv_tokens * e->token_bytes;
+    e->stats.pool_bytes = pool.n_slots * ht_pool_slot_bytes(c) + pool.kv_tokens * e->token_bytes;
     e->stats.weight_bytes = ht_loaded_weight_bytes(&e->loaded);
     e->published = e->stats;
     e->running = calloc(seqs, sizeof *e->running);
-    e->slot_taken = calloc(seqs, sizeof *e->slot_taken);
-    e->row_place = calloc(seqs, sizeof *e->row_place);
-    e->row_choice = calloc(seqs, sizeof *e->row_choice);
-    e->row_ids = calloc(seqs, sizeof *e->row_ids);
-    e->logits = malloc((seqs + 1) * (size_t)c->vocab_size * sizeof *e->logits);
-    if (!e->running || !e->slot_taken || !e->row_place || !e->row_choice || !e->row_ids ||
-        !e->logits)
+    e->slot_taken = calloc(seqs + drafts, sizeof *e->slot_taken);
+    e->spare_slots = calloc(drafts + 1, sizeof *e->spare_slots);
+    e->row = calloc(seqs, sizeof *e->row);
+    e->run = calloc(seqs, sizeof *e->run);
+    e->logits = malloc((seqs + drafts * HT_DRAFT_MOST) * row_bytes);
+    e->draw_threads = e->loaded.model->be->n_threads;
+    e->changed = malloc((size_t)e->draw_threads * row_bytes);
+    if (!e->running || !e->slot_taken || !e->spare_slots || !e->row || !e->run || !e->logits ||
+        !e->changed)
         return HT_FAIL(HT_ERR_MEMORY, "no memory for the rows of %zu sequences", seqs);
+    for (size_t i = 0; i < drafts; i++) {
+        e->spare_slots[i] = (int32_t)(seqs + i);
+        e->slot_taken[seqs + i] = true;
+    }
     return HT_OK;
 }
 
@@ -301,10 +317,11 @@ void ht_engine_free(struct ht_engine *e)
     ht_chat_template_free(e->chat_template);
     free(e->running);
     free(e->slot_taken);
-    free(e->row_place);
-    free(e->row_choice);
-    free(e->row_ids);
+    free(e->spare_slots);
+    free(e->row);
+    free(e->run);
     free(e->logits);
+    free(e->changed);
     free(e->cancels);
     pthread_mutex_destroy(&e->in_lock);
     pthread_mutex_destroy(&e->out_lock);

@@ -42,6 +42,8 @@ struct ht_engine_options {
     int64_t prefill_chunk;      // 0: 256 or the model's chunk, whichever is larger
     int64_t memory_bytes;       // of both pools together; 0: what max_seqs * max_context needs
     int64_t prefix_cache_bytes; // 0: no prefix cache
+    int64_t max_drafts; // sequences that may run ahead of themselves in one step (speculate), each
+                        // with a state slot more; 0: 4, or max_seqs when that is less; -1: none
     enum ht_kv_format kv;
     enum ht_state_format state;
     const struct ht_log *log;
@@ -84,7 +86,7 @@ struct ht_request {     // copied by submit
     bool ignore_eos;
     bool echo;      // events for the prompt's tokens first, with their log-probabilities when asked
     int logprobs;   // -1 none, 0..HT_ENGINE_MAX_LOGPROBS alternatives per token
-    bool speculate; // n-gram lookup in the request's own tokens; greedy output is the same
+    bool speculate; // n-gram lookup in the request's own tokens; the output is the same
     struct ht_grammar *grammar; // NULL: unconstrained
     int priority;               // larger first; equal ones in order of arrival
     double deadline_s; // on ht_time_s's clock; 0 none: answers with HT_FINISH_LENGTH what it has by

@@ -14,6 +14,7 @@
 
 #include "core/model/pool.h"
 #include "inference/chat_template.h"
+#include "inference/draft.h"
 #include "inference/engine.h"
 #include "inference/extents.h"
 #include "inference/grammar.h"
@@ -37,6 +38,7 @@ struct ht_choice { // one sequence
     void *swapped; // its state while it is preempted
     int32_t *ids;  // prompt, then generated
     int64_t n_ids, n_generated;
+    struct ht_draft draft;
     struct ht_sampler *sampler;
     struct ht_grammar *grammar;    // NULL: unconstrained
     struct ht_token_decoder *text; // NULL without a tokenizer
@@ -55,6 +57,20 @@ struct ht_open_request {
     int64_t cached_tokens, snapshot_at[2]; // multiples of prefill_chunk; 0 = none
     float *last_row; // (vocab_size) of the prompt token read last, for echoed log-probabilities
     double arrived_s, admitted_s, first_token_s;
+};
+
+struct ht_logprobs { // of one row of logits
+    float chosen;
+    int n_top;
+    struct ht_token_logprob top[HT_ENGINE_MAX_LOGPROBS + 1];
+};
+
+/* A decoding sequence in a step: its run of tokens, and what was drawn from the first row. */
+struct ht_engine_row {
+    struct ht_choice *choice;
+    int32_t id;
+    struct ht_logprobs lp; // when asked for
+    char *error;           // NULL: drawn
 };
 
 struct ht_state_command { // of save and restore; the caller waits for `done`
@@ -81,11 +97,13 @@ struct ht_engine {
     struct ht_open_request *waiting; // by priority, then by arrival
     struct ht_choice **running;      // (max_seqs) placed ones, in order of admission
     int n_running;
-    bool *slot_taken;              // (max_seqs)
-    struct ht_place **row_place;   // (max_seqs) of a decoding pass
-    struct ht_choice **row_choice; // (max_seqs)
-    int32_t *row_ids;              // (max_seqs)
-    float *logits;                 // (max_seqs + 1, vocab_size): rows of a pass, and a spare one
+    bool *slot_taken;          // (max_seqs + max_drafts)
+    int32_t *spare_slots;      // (max_drafts) taken for good, one for each draft
+    struct ht_engine_row *row; // (max_seqs) of a decoding pass
+    struct ht_pool_run *run;   // (max_seqs) of the same
+    float *logits;             // (n_logits, vocab_size): rows of a pass
+    int draw_threads;          // that draw at once
+    float *changed; // (draw_threads, vocab_size): a thread's row after mask and penalties
     struct ht_engine_event *fresh, **fresh_end; // of this step, not given out yet
 
     pthread_mutex_t in_lock; // guards the inbox
@@ -114,11 +132,6 @@ enum ht_status ht_open_request_create(struct ht_open_request **out, const struct
 /* The grammar stays the caller's when keep_grammar. */
 void ht_open_request_free(struct ht_open_request *r, bool keep_grammar);
 
-struct ht_logprobs { // of one row of logits
-    float chosen;
-    int n_top;
-    struct ht_token_logprob top[HT_ENGINE_MAX_LOGPROBS + 1];
-};
 /* Log-probabilities of id and of the n_top best; id is always among them. */
 void ht_logprobs_of(struct ht_logprobs *out, const float *logits, int64_t vocab_size, int32_t id,
                     int n_top);

@@ -88,6 +88,7 @@ static enum ht_status create_choice(const struct ht_engine *e, struct ht_open_re
                                                  .seed = r->o.seed + (uint64_t)i };
 
     *c = (struct ht_choice){ .request = r, .number = i };
+    ht_draft_init(&c->draft);
     c->phase = i == 0 ? HT_PHASE_PROMPT : HT_PHASE_FORK;
     c->ids = malloc((size_t)(r->o.n_ids + r->o.max_tokens) * sizeof *c->ids);
     if (!c->ids) return HT_FAIL(HT_ERR_MEMORY, "no memory for the tokens of a request");

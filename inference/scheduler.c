@@ -9,7 +9,7 @@
 
 bool ht_scheduler_take_place(struct ht_engine *e, struct ht_place *place, int64_t kv_tokens)
 {
-    for (int32_t s = 0; s < e->o.max_seqs; s++) {
+    for (int32_t s = 0; s < e->o.max_seqs + e->o.max_drafts; s++) {
         if (e->slot_taken[s]) continue;
         *place = (struct ht_place){ .slot = s, .kv_n = kv_tokens };
         if (!ht_extents_take(&e->extents, kv_tokens, &place->kv_start)) return false;

@@ -44,6 +44,9 @@ static const char help[] =
     "  --prefix-cache SIZE         memory for beginnings that come again (default 256MiB; 0 is "
     "--no-enable-prefix-caching)\n"
     "  --enable-prefix-caching, --no-enable-prefix-caching\n"
+    "  --speculate N               sequences that guess ahead in one step, from their own text; "
+    "answers stay\n"
+    "                              the same, each takes one more state (default 0)\n"
     "  --max-time S                seconds for one answer; then it ends with what it has (default "
     "600)\n"
     "\n"
@@ -226,6 +229,7 @@ enum option_code {
     O_TOP_K,
     O_TOP_P,
     O_MIN_P,
+    O_SPECULATE,
     O_HOST,
     O_PORT,
     O_KEY,
@@ -335,6 +339,7 @@ static enum ht_status set_option(struct arguments *a, struct ht_log *log, int co
     case O_STEP: return parse_integer(&e->max_step_tokens, name, v, 1, 1 << 20);
     case O_MEMORY: return parse_size(&e->memory_bytes, name, v, 1);
     case O_PREFIX: return parse_size(&e->prefix_cache_bytes, name, v, 0);
+    case O_SPECULATE: return parse_integer(&e->max_drafts, name, v, 0, 1 << 12);
     case O_PREFIX_ON: a->prefix_cache = true; break;
     case O_PREFIX_OFF: a->prefix_cache = false; break;
     case O_TEMPERATURE: return set_real(&a->context.temperature, name, v, 0, 2);
@@ -511,6 +516,7 @@ int main(int argc, char **argv)
                                              { "max-queue", 1, NULL, O_QUEUE },
                                              { "memory", 1, NULL, O_MEMORY },
                                              { "prefix-cache", 1, NULL, O_PREFIX },
+                                             { "speculate", 1, NULL, O_SPECULATE },
                                              { "enable-prefix-caching", 0, NULL, O_PREFIX_ON },
                                              { "no-enable-prefix-caching", 0, NULL, O_PREFIX_OFF },
                                              { "max-time", 1, NULL, O_TIME },
@@ -571,6 +577,8 @@ int main(int argc, char **argv)
         return 2;
     }
     if (check(&a) != HT_OK) return fail(HT_ERR_ARG), 2;
+    a.context.speculate = a.engine.max_drafts > 0;
+    if (a.engine.max_drafts == 0) a.engine.max_drafts = -1; // the engine's 0 is its default
     if (a.log_file && !(log.file = fopen(a.log_file, "a"))) {
         fprintf(stderr, "hybridserve: %s: %s\n", a.log_file, strerror(errno));
         return 2;

@@ -67,20 +67,31 @@ static enum ht_status attend_cached(struct ht_model *m, struct ht_layer_acts *a,
             memcpy((char *)state->v_cache[s] + row, ht_column(a->qkv, at + kv_width, m->dtype),
                    row_bytes);
         }
-    return ht_kv_attention(
-        m->be, &(struct ht_kv_attention_args){ .seqs = b->seqs,
-                                               .n_tokens = b->n_tokens,
-                                               .n_heads = c->n_heads,
-                                               .n_kv_heads = c->n_kv_heads,
-                                               .d_head = c->d_head,
-                                               .dtype = m->dtype,
-                                               .scale = c->attention_scale,
-                                               .q = a->qkv,
-                                               .q_stride = ht_qkv_width(c),
-                                               .k_cache = (const void *const *)state->k_cache,
-                                               .v_cache = (const void *const *)state->v_cache,
-                                               .past = state->past,
-                                               .o = a->heads });
+    struct ht_kv_attention_args kv = { .seqs = b->seqs,
+                                       .n_tokens = b->n_tokens,
+                                       .n_heads = c->n_heads,
+                                       .n_kv_heads = c->n_kv_heads,
+                                       .d_head = c->d_head,
+                                       .dtype = m->dtype,
+                                       .scale = c->attention_scale,
+                                       .q = a->qkv,
+                                       .q_stride = ht_qkv_width(c),
+                                       .k_cache = (const void *const *)state->k_cache,
+                                       .v_cache = (const void *const *)state->v_cache,
+                                       .past = state->past,
+                                       .o = a->heads };
+    if (!state->groups) return ht_kv_attention(m->be, &kv);
+    for (int64_t g = 0; g < state->groups->n; g++) {
+        const int64_t first = state->groups->start[g];
+        kv.seqs.n_seqs = kv.n_tokens = state->groups->start[g + 1] - first;
+        kv.q = ht_column(a->qkv, first * ht_qkv_width(c), m->dtype);
+        kv.k_cache = (const void *const *)state->k_cache + first;
+        kv.v_cache = (const void *const *)state->v_cache + first;
+        kv.past = state->past + first;
+        kv.o = ht_column(a->heads, first * q_width, m->dtype);
+        HT_TRY(ht_kv_attention(m->be, &kv));
+    }
+    return HT_OK;
 }
 
 enum ht_status ht_attention_forward(struct ht_model *m, int layer, struct ht_layer_acts *a,

@@ -57,10 +57,32 @@ struct ht_mixer_state {
     float *conv, *ssm;   // (n_slots, W-1, CD), (n_slots, H, P, N), updated in place
     const int32_t *slot; // (n_seqs) place of each sequence in both; NULL: in order. With several
                          // tokens of a sequence: one sequence, slot[0] is the host's
-    void **k_cache, **v_cache; // per sequence: (capacity, n_kv_heads, d_head)
-    const int64_t *past;       // (n_seqs) tokens before the new ones
-    bool one_each;             // every sequence has exactly one new token
+    void **k_cache, **v_cache;          // per sequence: (capacity, n_kv_heads, d_head)
+    const int64_t *past;                // (n_seqs) tokens before the new ones
+    bool one_each;                      // every sequence has exactly one new token
+    const struct ht_row_groups *groups; // NULL: one pass over all rows
 };
+
+/* Rows of a decoding pass that follow each other: products run over all rows at once, states go
+ * from group to group as if each were a pass of its own, with its bits. A sequence has at most one
+ * row in a group; slot, k_cache, v_cache and past of the mixer's state are per row. */
+struct ht_row_groups {
+    int64_t n;
+    const int64_t *start;               // (n + 1) first row of each
+    int64_t n_copies;                   // states that are also kept, between the groups 0 and 1
+    const int32_t *copy_from, *copy_to; // (n_copies) slots
+    void *saved; // (rows from start[1] on, ht_saved_width): what the states' steps read; per layer
+};
+
+/* x B C before the convolution, and dt, of one row. */
+static inline int64_t ht_saved_width(const struct ht_model_config *c)
+{
+    return ht_conv_channels(c) + c->ssm_heads;
+}
+
+/* The convolution and SSM state of `slot` after one more token, whose saved row this is. */
+enum ht_status ht_mamba_replay(struct ht_model *m, int layer, struct ht_layer_acts *a,
+                               const struct ht_mixer_state *state, int32_t slot, const void *saved);
 
 enum ht_status ht_mamba_forward(struct ht_model *m, int layer, struct ht_layer_acts *a,
                                 const struct ht_model_batch *b, void *branch,

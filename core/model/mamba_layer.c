@@ -3,6 +3,8 @@
  *   [z | xBC | dt] = in_proj(u)   xBC = silu(conv(xBC))   y = scan(x, B, C, dt)   o = gated_norm(y,
  * z) branch = out_proj(o)
  */
+#include <string.h>
+
 #include "core/model/layers.h"
 #include "core/model/linear.h"
 #include "core/model/packed.h"
@@ -83,6 +85,77 @@ static struct ht_gated_norm_args norm_args(const struct ht_model *m, int layer,
     };
 }
 
+/* Both states of a slot into another one. */
+static void copy_slot(const struct ht_model *m, const struct ht_mixer_state *state, int32_t from,
+                      int32_t to)
+{
+    enum { PIECE = 16384 }; // floats
+    const struct ht_model_config *c = &m->cfg;
+    const int64_t conv_n = (c->d_conv - 1) * ht_conv_channels(c);
+    const int64_t ssm_n = c->ssm_heads * c->ssm_d_head * c->d_state;
+    const float *src = state->ssm + from * ssm_n;
+    float *dst = state->ssm + to * ssm_n;
+
+    memcpy(state->conv + to * conv_n, state->conv + from * conv_n, (size_t)conv_n * sizeof *dst);
+#pragma omp parallel for num_threads(m->be->n_threads) schedule(static) if (ssm_n > 4 * PIECE)
+    for (int64_t i = 0; i < ssm_n; i += PIECE) {
+        const int64_t n = ssm_n - i < PIECE ? ssm_n - i : PIECE;
+        memcpy(dst + i, src + i, (size_t)n * sizeof *dst);
+    }
+}
+
+/* Convolution and scan of the rows, group by group. */
+static enum ht_status step_groups(struct ht_model *m, const struct ht_conv1d_args *all_conv,
+                                  const struct ht_ssd_args *all_ssd, const struct ht_layer_acts *a,
+                                  const struct ht_model_batch *b,
+                                  const struct ht_mixer_state *state)
+{
+    const struct ht_model_config *c = &m->cfg;
+    const struct ht_row_groups *groups = state->groups;
+    const size_t saved_bytes = (size_t)ht_saved_width(c) * ht_dtype_bytes(m->dtype);
+
+    for (int64_t row = groups->start[1]; row < b->n_tokens; row++)
+        memcpy((char *)groups->saved + (size_t)(row - groups->start[1]) * saved_bytes,
+               ht_column(a->zxbcdt, row * ht_in_proj_width(c) + c->d_inner, m->dtype), saved_bytes);
+    for (int64_t g = 0; g < groups->n; g++) {
+        const int64_t first = groups->start[g], n = groups->start[g + 1] - first;
+        struct ht_conv1d_args conv = *all_conv;
+        struct ht_ssd_args ssd = *all_ssd;
+        conv.seqs.n_seqs = ssd.seqs.n_seqs = conv.n_tokens = ssd.n_tokens = n;
+        conv.x = ht_column(conv.x, first * conv.x_stride, m->dtype);
+        conv.y = ht_column(conv.y, first * conv.y_stride, m->dtype);
+        conv.state = state->conv;
+        conv.slot = state->slot + first;
+        ssd.x = ht_column(ssd.x, first * ssd.x_stride, m->dtype);
+        ssd.B = ht_column(ssd.B, first * ssd.x_stride, m->dtype);
+        ssd.C = ht_column(ssd.C, first * ssd.x_stride, m->dtype);
+        ssd.dt_raw = ht_column(ssd.dt_raw, first * ssd.dt_stride, m->dtype);
+        ssd.y = ht_column(ssd.y, first * ssd.y_stride, m->dtype);
+        HT_TRY(ht_conv1d_forward(m->be, &conv));
+        HT_TRY(ht_ssd_step(m->be, &ssd, state->ssm, state->slot + first));
+        for (int64_t i = 0; g == 0 && i < groups->n_copies; i++)
+            copy_slot(m, state, groups->copy_from[i], groups->copy_to[i]);
+    }
+    return HT_OK;
+}
+
+enum ht_status ht_mamba_replay(struct ht_model *m, int layer, struct ht_layer_acts *a,
+                               const struct ht_mixer_state *state, int32_t slot, const void *saved)
+{
+    static const int32_t starts[2] = { 0, 1 };
+    const struct ht_model_batch b = { .n_tokens = 1, .seqs = { 1, starts } };
+    struct ht_conv1d_args conv = conv_args(m, layer, a, &b);
+    struct ht_ssd_args ssd = ssd_args(m, layer, a, &b);
+
+    conv.state = state->conv;
+    conv.slot = &slot;
+    conv.x = saved;
+    conv.x_stride = ssd.dt_stride = ht_saved_width(&m->cfg);
+    ssd.dt_raw = ht_column(saved, ht_conv_channels(&m->cfg), m->dtype);
+    HT_TRY(ht_conv1d_forward(m->be, &conv));
+    return ht_ssd_step(m->be, &ssd, state->ssm, &slot);
+}
+
 enum ht_status ht_mamba_forward(struct ht_model *m, int layer, struct ht_layer_acts *a,
                                 const struct ht_model_batch *b, void *branch,
                                 const struct ht_mixer_state *state)
@@ -95,13 +168,17 @@ enum ht_status ht_mamba_forward(struct ht_model *m, int layer, struct ht_layer_a
     const struct ht_gated_norm_args norm = norm_args(m, layer, a, b->n_tokens);
 
     HT_TRY(ht_model_linear(m, layer, HT_T_IN_PROJ, &in, a->zxbcdt, a->u1));
-    if (state) {
-        conv.state = state->conv;
-        conv.slot = state->slot;
+    if (state && state->groups) {
+        HT_TRY(step_groups(m, &conv, &ssd, a, b, state));
+    } else {
+        if (state) {
+            conv.state = state->conv;
+            conv.slot = state->slot;
+        }
+        HT_TRY(ht_conv1d_forward(m->be, &conv));
     }
-    HT_TRY(ht_conv1d_forward(m->be, &conv));
     if (state && state->one_each) {
-        HT_TRY(ht_ssd_step(m->be, &ssd, state->ssm, state->slot));
+        if (!state->groups) HT_TRY(ht_ssd_step(m->be, &ssd, state->ssm, state->slot));
     } else {
         if (state)
             ssd.init_state = ssd.final_state = state->ssm + (state->slot ? state->slot[0] : 0) *

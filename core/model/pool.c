@@ -17,10 +17,16 @@ struct ht_pool {
     char **k, **v;                       // (n_layers): (kv_tokens, n_kv_heads, d_head)
     struct ht_acts *acts;
     struct ht_mixer_state *mixer; // (n_layers)
-    // of a pass
-    int32_t *pos, *starts, *slots; // (block_tokens), (n_slots + 1), (n_slots)
-    int64_t *past;                 // (n_slots)
-    void **k_of, **v_of;           // (n_layers, n_slots)
+    // of a pass of at most n_rows rows
+    int64_t n_rows;
+    int32_t *pos, *ids, *starts, *slots; // (n_rows), starts one more
+    int64_t *past;                       // (n_rows)
+    void **k_of, **v_of;                 // (n_layers, n_rows)
+    struct ht_pool_run *runs;            // (n_slots) of a pass without guesses
+    int32_t *copy_from, *copy_to;        // (n_drafts)
+    void **saved;                        // (n_layers) rows of ht_saved_width elements
+    int64_t saved_bytes;                 // of such a row
+    struct ht_row_groups *groups;        // (n_layers)
     struct ht_arena arena;
 };
 
@@ -52,17 +58,20 @@ static enum ht_status allocate_states(struct ht_pool *p)
     const size_t conv_bytes = slots * (size_t)p->conv_n * 4,
                  ssm_bytes = slots * (size_t)p->ssm_n * 4;
     const size_t kv_bytes = (size_t)(p->o.kv_tokens * p->kv_row_bytes);
+    const size_t saved_bytes = (size_t)(p->o.n_drafts * (HT_POOL_RUN - 1)) * (size_t)p->saved_bytes;
     size_t total = 64;
 
     for (int64_t i = 0; i < c->n_layers; i++)
         total += c->layer_kind[i] == HT_LAYER_MAMBA
-                     ? ht_arena_bytes(conv_bytes) + ht_arena_bytes(ssm_bytes)
+                     ? ht_arena_bytes(conv_bytes) + ht_arena_bytes(ssm_bytes) +
+                           ht_arena_bytes(saved_bytes)
                      : 2 * ht_arena_bytes(kv_bytes);
     HT_TRY(ht_arena_create(&p->arena, "sequence states", total));
     for (int64_t i = 0; i < c->n_layers; i++) {
         if (c->layer_kind[i] == HT_LAYER_MAMBA) {
             p->conv[i] = ht_arena_get(&p->arena, conv_bytes);
             p->ssm[i] = ht_arena_get(&p->arena, ssm_bytes);
+            p->saved[i] = ht_arena_get(&p->arena, saved_bytes);
         } else {
             p->k[i] = ht_arena_get(&p->arena, kv_bytes);
             p->v[i] = ht_arena_get(&p->arena, kv_bytes);
@@ -74,21 +83,28 @@ static enum ht_status allocate_states(struct ht_pool *p)
 static enum ht_status allocate_tables(struct ht_pool *p)
 {
     const size_t n_layers = (size_t)p->m->cfg.n_layers, slots = (size_t)p->o.n_slots;
+    const size_t rows = (size_t)p->n_rows;
 
     p->conv = calloc(n_layers, sizeof *p->conv);
     p->ssm = calloc(n_layers, sizeof *p->ssm);
     p->k = calloc(n_layers, sizeof *p->k);
     p->v = calloc(n_layers, sizeof *p->v);
     p->mixer = calloc(n_layers, sizeof *p->mixer);
-    p->pos = calloc((size_t)(p->o.block_tokens > p->o.n_slots ? p->o.block_tokens : p->o.n_slots),
-                    sizeof *p->pos);
-    p->starts = calloc(slots + 1, sizeof *p->starts);
-    p->slots = calloc(slots, sizeof *p->slots);
-    p->past = calloc(slots, sizeof *p->past);
-    p->k_of = calloc(n_layers * slots, sizeof *p->k_of);
-    p->v_of = calloc(n_layers * slots, sizeof *p->v_of);
-    if (!p->conv || !p->ssm || !p->k || !p->v || !p->mixer || !p->pos || !p->starts || !p->slots ||
-        !p->past || !p->k_of || !p->v_of)
+    p->pos = calloc(rows, sizeof *p->pos);
+    p->ids = calloc(rows, sizeof *p->ids);
+    p->starts = calloc(rows + 1, sizeof *p->starts);
+    p->slots = calloc(rows, sizeof *p->slots);
+    p->past = calloc(rows, sizeof *p->past);
+    p->k_of = calloc(n_layers * rows, sizeof *p->k_of);
+    p->v_of = calloc(n_layers * rows, sizeof *p->v_of);
+    p->runs = calloc(slots, sizeof *p->runs);
+    p->copy_from = calloc((size_t)p->o.n_drafts + 1, sizeof *p->copy_from);
+    p->copy_to = calloc((size_t)p->o.n_drafts + 1, sizeof *p->copy_to);
+    p->saved = calloc(n_layers, sizeof *p->saved);
+    p->groups = calloc(n_layers, sizeof *p->groups);
+    if (!p->conv || !p->ssm || !p->k || !p->v || !p->mixer || !p->pos || !p->ids || !p->starts ||
+        !p->slots || !p->past || !p->k_of || !p->v_of || !p->runs || !p->copy_from || !p->copy_to ||
+        !p->saved || !p->groups)
         return HT_FAIL(HT_ERR_MEMORY, "no memory for the tables of %zu sequences", slots);
     return HT_OK;
 }
@@ -108,7 +124,7 @@ static enum ht_status reserve_scratch(struct ht_pool *p)
                                              .past = &c->max_position };
     const int64_t widest = c->d_inner > c->d_ff ? c->d_inner : c->d_ff;
     const int64_t k = widest > c->d_model ? widest : c->d_model;
-    const int64_t rows = p->o.block_tokens > p->o.n_slots ? p->o.block_tokens : p->o.n_slots;
+    const int64_t rows = p->n_rows;
 
     if (p->o.kv_tokens > 0)
         HT_TRY(ht_backend_reserve_scratch(
@@ -132,11 +148,12 @@ enum ht_status ht_pool_create(struct ht_pool **out, struct ht_model *m,
     p->conv_n = (c->d_conv - 1) * ht_conv_channels(c);
     p->ssm_n = c->ssm_heads * c->ssm_d_head * c->d_state;
     p->kv_row_bytes = c->n_kv_heads * c->d_head * (int64_t)ht_dtype_bytes(m->dtype);
+    p->n_rows = o->n_slots + o->n_drafts * (HT_POOL_RUN - 1);
+    if (p->n_rows < o->block_tokens) p->n_rows = o->block_tokens;
+    p->saved_bytes = ht_saved_width(c) * (int64_t)ht_dtype_bytes(m->dtype);
     HT_TRY_GOTO(st, done, allocate_tables(p));
     HT_TRY_GOTO(st, done, allocate_states(p));
-    HT_TRY_GOTO(st, done,
-                ht_acts_create(&p->acts, m, HT_RECOMPUTE_NONE, true,
-                               o->block_tokens > o->n_slots ? o->block_tokens : o->n_slots));
+    HT_TRY_GOTO(st, done, ht_acts_create(&p->acts, m, HT_RECOMPUTE_NONE, true, p->n_rows));
     HT_TRY_GOTO(st, done, reserve_scratch(p));
     *out = p;
     p = NULL;
@@ -156,6 +173,12 @@ void ht_pool_free(struct ht_pool *p)
     free(p->v);
     free(p->mixer);
     free(p->pos);
+    free(p->ids);
+    free(p->runs);
+    free(p->copy_from);
+    free(p->copy_to);
+    free(p->saved);
+    free(p->groups);
     free(p->starts);
     free(p->slots);
     free(p->past);
@@ -255,60 +278,154 @@ static enum ht_status check_token(const struct ht_pool *p, const struct ht_place
     return HT_OK;
 }
 
-/* One pass over n sequences of n_tokens rows in all, whose starts and positions are set. */
-static enum ht_status pass(struct ht_pool *p, struct ht_place *const *at, int64_t n,
-                           const int32_t *ids, int64_t n_tokens, bool one_each)
+/* The tables of a pass for one sequence of a row, or of one row where rows are sequences. */
+static void set_row(struct ht_pool *p, int64_t row, const struct ht_place *at, int32_t slot,
+                    int64_t past)
 {
-    const struct ht_model_batch b = {
-        .n_tokens = n_tokens, .ids = ids, .pos = p->pos, .seqs = { n, p->starts }
-    };
+    const int64_t first = at->kv_start * p->kv_row_bytes;
 
-    for (int64_t i = 0; i < n; i++) {
-        p->past[i] = at[i]->n_tokens;
-        p->slots[i] = at[i]->slot;
-    }
+    p->past[row] = past;
+    p->slots[row] = slot;
     for (int64_t l = 0; l < p->m->cfg.n_layers; l++) {
-        void **k = p->k_of + l * p->o.n_slots, **v = p->v_of + l * p->o.n_slots;
-        for (int64_t i = 0; i < n && p->k[l]; i++) {
-            k[i] = p->k[l] + at[i]->kv_start * p->kv_row_bytes;
-            v[i] = p->v[l] + at[i]->kv_start * p->kv_row_bytes;
+        if (!p->k[l]) continue;
+        p->k_of[l * p->n_rows + row] = p->k[l] + first;
+        p->v_of[l * p->n_rows + row] = p->v[l] + first;
+    }
+}
+
+/* One pass whose tables, starts and positions are set. groups: NULL, or without `saved`. */
+static enum ht_status pass(struct ht_pool *p, const struct ht_model_batch *b, bool one_each,
+                           const struct ht_row_groups *groups, int64_t n_saved)
+{
+    for (int64_t l = 0; l < p->m->cfg.n_layers; l++) {
+        if (groups) {
+            p->groups[l] = *groups;
+            p->groups[l].saved = (char *)p->saved[l] + n_saved * p->saved_bytes;
         }
         p->mixer[l] = (struct ht_mixer_state){ .conv = p->conv[l],
                                                .ssm = p->ssm[l],
                                                .slot = p->slots,
-                                               .k_cache = k,
-                                               .v_cache = v,
+                                               .k_cache = p->k_of + l * p->n_rows,
+                                               .v_cache = p->v_of + l * p->n_rows,
                                                .past = p->past,
-                                               .one_each = one_each };
+                                               .one_each = one_each,
+                                               .groups = groups ? &p->groups[l] : NULL };
     }
-    return ht_stack_forward(p->m, p->acts, &b, p->mixer);
+    return ht_stack_forward(p->m, p->acts, b, p->mixer);
 }
 
-enum ht_status ht_pool_decode(struct ht_pool *p, struct ht_place *const *at, const int32_t *ids,
-                              int64_t n, float *logits)
+static enum ht_status check_runs(const struct ht_pool *p, const struct ht_pool_run *runs, int64_t n)
 {
     const struct ht_model_config *c = &p->m->cfg;
-    const int64_t most = ht_model_free_rows(p->m);
+    int64_t n_drafts = 0;
 
     if (n < 1 || n > p->o.n_slots)
         return HT_FAIL(HT_ERR_ARG, "%lld sequences to extend; 1 to %lld", (long long)n,
                        (long long)p->o.n_slots);
     for (int64_t i = 0; i < n; i++) {
-        HT_TRY(check_token(p, at[i], 1));
-        if (ids[i] < 0 || ids[i] >= c->vocab_size)
-            return HT_FAIL(HT_ERR_ARG, "token id %d; the vocabulary has 0 to %lld", ids[i],
-                           (long long)c->vocab_size - 1);
+        if (runs[i].n < 1 || runs[i].n > HT_POOL_RUN)
+            return HT_FAIL(HT_ERR_ARG, "a run of %lld tokens; 1 to %d", (long long)runs[i].n,
+                           HT_POOL_RUN);
+        n_drafts += runs[i].n > 1;
+        HT_TRY(check_token(p, runs[i].at, runs[i].n));
+        for (int64_t j = 0; j < runs[i].n; j++)
+            if (runs[i].ids[j] < 0 || runs[i].ids[j] >= c->vocab_size)
+                return HT_FAIL(HT_ERR_ARG, "token id %d; the vocabulary has 0 to %lld",
+                               runs[i].ids[j], (long long)c->vocab_size - 1);
     }
-    for (int64_t done = 0; done < n; done += most) {
-        const int64_t rows = n - done < most ? n - done : most;
-        for (int64_t i = 0; i <= rows; i++) p->starts[i] = (int32_t)i;
-        for (int64_t i = 0; i < rows; i++) p->pos[i] = (int32_t)at[done + i]->n_tokens;
-        HT_TRY(pass(p, at + done, rows, ids + done, rows, true));
-        HT_TRY(ht_model_logits(p->m, rows, p->acts->u_final, logits + done * c->vocab_size));
-        for (int64_t i = 0; i < rows; i++) at[done + i]->n_tokens++;
-        if (most == INT64_MAX) break;
+    if (n_drafts > p->o.n_drafts)
+        return HT_FAIL(HT_ERR_ARG, "%lld sequences with guesses; this pool takes %lld",
+                       (long long)n_drafts, (long long)p->o.n_drafts);
+    return HT_OK;
+}
+
+/* Runs whose rows do not see each other in a product, in one pass: first the known tokens, then
+ * everyone's first guesses, and so on. *n_saved counts the rows of guesses. */
+static enum ht_status decode_some(struct ht_pool *p, struct ht_pool_run *runs, int64_t n,
+                                  int64_t *n_saved, float *logits)
+{
+    const int64_t vocab_size = p->m->cfg.vocab_size;
+    int64_t start[HT_POOL_RUN + 1] = { 0 }, row = 0;
+    struct ht_row_groups groups = { .start = start,
+                                    .copy_from = p->copy_from,
+                                    .copy_to = p->copy_to };
+
+    for (int64_t j = 0; j < HT_POOL_RUN; j++) {
+        for (int64_t i = 0; i < n; i++) {
+            struct ht_pool_run *r = &runs[i];
+            if (r->n <= j) continue;
+            if (j == 1) {
+                p->copy_from[groups.n_copies] = r->at->slot;
+                p->copy_to[groups.n_copies++] = r->spare;
+            }
+            if (j > 0) r->saved[j] = *n_saved + row - start[1];
+            r->logits[j] = logits + row * vocab_size;
+            p->ids[row] = r->ids[j];
+            p->pos[row] = (int32_t)(r->at->n_tokens + j);
+            p->starts[row] = (int32_t)row;
+            set_row(p, row, r->at, j > 0 ? r->spare : r->at->slot, r->at->n_tokens + j);
+            row++;
+        }
+        if (row == start[j]) break;
+        start[j + 1] = row;
+        groups.n = j + 1;
+    }
+    p->starts[row] = (int32_t)row;
+    const struct ht_model_batch b = {
+        .n_tokens = row, .ids = p->ids, .pos = p->pos, .seqs = { row, p->starts }
+    };
+    HT_TRY(pass(p, &b, true, groups.n > 1 ? &groups : NULL, *n_saved));
+    HT_TRY(ht_model_logits(p->m, row, p->acts->u_final, logits));
+    for (int64_t i = 0; i < n; i++) runs[i].n_before = runs[i].at->n_tokens++;
+    *n_saved += row - start[1];
+    return HT_OK;
+}
+
+enum ht_status ht_pool_decode_runs(struct ht_pool *p, struct ht_pool_run *runs, int64_t n,
+                                   float *logits)
+{
+    const int64_t most = ht_model_free_rows(p->m);
+    int64_t n_saved = 0;
+
+    HT_TRY(check_runs(p, runs, n));
+    for (int64_t done = 0; done < n;) {
+        int64_t rows = runs[done].n, m = 1;
+        while (done + m < n && rows + runs[done + m].n <= most) rows += runs[done + m++].n;
+        HT_TRY(decode_some(p, runs + done, m, &n_saved, logits));
+        logits += rows * p->m->cfg.vocab_size;
+        done += m;
     }
     return HT_OK;
+}
+
+enum ht_status ht_pool_accept(struct ht_pool *p, struct ht_pool_run *run, int64_t n)
+{
+    const int32_t slot = run->at->slot;
+
+    run->at->n_tokens = run->n_before + n;
+    if (n == 1) return HT_OK; // as the known token left it
+    if (n == run->n) {
+        run->at->slot = run->spare;
+        run->spare = slot;
+        return HT_OK;
+    }
+    // the spare state has gone too far: the steps again, from their saved inputs
+    for (int64_t l = 0; l < p->m->cfg.n_layers; l++)
+        for (int64_t j = 1; p->ssm[l] && j < n; j++)
+            HT_TRY(ht_mamba_replay(p->m, (int)l, &p->acts->layer[l], &p->mixer[l], slot,
+                                   (char *)p->saved[l] + run->saved[j] * p->saved_bytes));
+    return HT_OK;
+}
+
+enum ht_status ht_pool_decode(struct ht_pool *p, struct ht_place *const *at, const int32_t *ids,
+                              int64_t n, float *logits)
+{
+    for (int64_t i = 0; i < n && i < p->o.n_slots; i++) {
+        p->runs[i].at = at[i];
+        p->runs[i].ids[0] = ids[i];
+        p->runs[i].n = 1;
+    }
+    return ht_pool_decode_runs(p, p->runs, n, logits); // row i is that of run i: all are first rows
 }
 
 enum ht_status ht_pool_prompt(struct ht_pool *p, struct ht_place *at, const int32_t *ids, int64_t n)
@@ -320,7 +437,11 @@ enum ht_status ht_pool_prompt(struct ht_pool *p, struct ht_place *at, const int3
     p->starts[0] = 0;
     p->starts[1] = (int32_t)n;
     for (int64_t t = 0; t < n; t++) p->pos[t] = (int32_t)(at->n_tokens + t);
-    HT_TRY(pass(p, &at, 1, ids, n, n == 1));
+    set_row(p, 0, at, at->slot, at->n_tokens);
+    const struct ht_model_batch b = {
+        .n_tokens = n, .ids = ids, .pos = p->pos, .seqs = { 1, p->starts }
+    };
+    HT_TRY(pass(p, &b, n == 1, NULL, 0));
     at->n_tokens += n;
     return HT_OK;
 }

@@ -20,7 +20,8 @@ struct ht_place {           // of one sequence, given out by the caller
 };
 
 struct ht_pool_options {
-    int64_t n_slots;      // sequences
+    int64_t n_slots;      // sequences, and one more for each that is extended by guesses
+    int64_t n_drafts;     // sequences that are extended by guesses in one pass; 0 = none
     int64_t kv_tokens;    // of all extents together; 0 without attention layers
     int64_t block_tokens; // most tokens of a prompt pass
 };
@@ -49,6 +50,30 @@ void ht_pool_import(struct ht_pool *p, struct ht_place *at, int64_t n_tokens, co
  * full extent; nothing has changed then. */
 enum ht_status ht_pool_decode(struct ht_pool *p, struct ht_place *const *at, const int32_t *ids,
                               int64_t n, float *logits);
+
+enum { HT_POOL_RUN = 9 }; // most tokens of a run: the one that is known, and guesses
+
+/* A token that follows a sequence, and guesses at those after it. Row j of the logits is what comes
+ * after ids[0 .. j], with the bits that ht_pool_decode gives token by token. */
+struct ht_pool_run {
+    struct ht_place *at;
+    int32_t ids[HT_POOL_RUN];
+    int64_t n;     // 1 .. HT_POOL_RUN
+    int32_t spare; // a slot of its own where n > 1
+    // by the pass
+    const float *logits[HT_POOL_RUN];
+    int64_t saved[HT_POOL_RUN], n_before;
+};
+
+/* One pass over n runs (at most n_slots, n_drafts of them with guesses): products read the weights
+ * once for all rows. logits: room for all rows, in the pool's order. Each sequence is longer by one
+ * token then; ht_pool_accept adds those guesses that were right. */
+enum ht_status ht_pool_decode_runs(struct ht_pool *p, struct ht_pool_run *runs, int64_t n,
+                                   float *logits);
+
+/* The state after the first n tokens of a run (1 .. run->n) of the last pass; at->slot and spare
+ * are exchanged when all guesses were right. To be called before any other pass. */
+enum ht_status ht_pool_accept(struct ht_pool *p, struct ht_pool_run *run, int64_t n);
 
 /* n tokens (1 .. block_tokens) follow in one pass. Their hidden rows stay until the next pass. */
 enum ht_status ht_pool_prompt(struct ht_pool *p, struct ht_place *at, const int32_t *ids,

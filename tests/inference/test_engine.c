@@ -13,7 +13,9 @@
 #include "core/model/decode.h"
 #include "core/model/pool.h"
 #include "inference/engine.h"
+#include "inference/grammar.h"
 #include "inference/loaded.h"
+#include "tests/inference/small_tokenizer.h"
 
 enum { CHUNK = 32, CONTEXT = 120, MOST = 128 };
 
@@ -526,10 +528,11 @@ START_TEST(random_schedules_leave_nothing_behind)
     int32_t ids[CONTEXT];
 
     // keys and values of 300 tokens for six sequences of up to 96: extents lie in each other's way
-    const int64_t slots = 6 * ht_pool_slot_bytes(&p->l.model->cfg);
+    const int64_t slots = (6 + 2) * ht_pool_slot_bytes(&p->l.model->cfg);
     const int64_t token = ht_pool_token_bytes(&p->l.model->cfg, HT_DTYPE_F32);
     struct ht_engine *e = engine_with(
         _i, (struct ht_engine_options){ .max_seqs = 6,
+                                        .max_drafts = 2,
                                         .memory_bytes = slots + (token ? 300 * token : 1),
                                         .prefix_cache_bytes = 1 << 20 });
     memset(got, 0, sizeof got);
@@ -539,6 +542,7 @@ START_TEST(random_schedules_leave_nothing_behind)
         prompt_of(ids, n, x >> 8 & 7, vocab_size); // few seeds: prefixes are shared
         struct ht_request r = greedy(ids, n, 1 + (int64_t)(x >> 16 & 15), got[i]);
         r.n = 1 + (int)(x >> 24 & 1);
+        r.speculate = x >> 28 & 1;
         r.priority = (int)(x >> 25 & 3);
         n_choices += r.n;
         names[i] = submit(e, &r);
@@ -560,6 +564,238 @@ START_TEST(random_schedules_leave_nothing_behind)
     ck_assert_int_gt(n_right, N / 4);
     ck_assert_int_lt(n_right, N);
     ht_engine_free(e);
+    plain_close(p);
+}
+END_TEST
+
+/* Prompts that repeat themselves, as text does. */
+static void repetitive_prompt(int32_t *ids, int64_t n, uint64_t seed, int64_t vocab_size)
+{
+    const int64_t period = 3 + (int64_t)(seed % 7);
+
+    prompt_of(ids, period, seed, vocab_size);
+    for (int64_t i = period; i < n; i++) ids[i] = ids[i - period];
+    if (seed % 3 == 0) ids[n / 2] = (int32_t)(seed % (uint64_t)vocab_size); // not quite
+}
+
+static const char *const speculate_formats[] = { "fp32", "bf16", "int8", "int4z" };
+
+// random models do not repeat themselves unless few tokens are left to them
+static const struct ht_logit_bias few[] = { { 5, 100.0f }, { 9, 100.0f }, { 11, 100.0f } };
+
+/* Sequences that guess, some at once, beside ones that do not: everyone gets what goes without, bit
+ * for bit. */
+START_TEST(guessing_changes_nothing)
+{
+    enum { N = 12, LONG = 60 };
+    const int folder = _i % N_FOLDERS;
+    const char *format = speculate_formats[_i / N_FOLDERS];
+    struct plain *p = plain_open(folder, format);
+    struct ht_engine *e = engine_with(
+        folder,
+        (struct ht_engine_options){ .weights = format, .max_seqs = 5, .max_drafts = 1 + _i % 4 });
+    const int64_t vocab_size = p->l.model->cfg.vocab_size;
+    static struct answer got[N][2], want;
+    struct ht_engine_stats stats;
+    int32_t ids[CONTEXT];
+
+    memset(got, 0, sizeof got);
+    for (int i = 0; i < 2 * N; i++) {
+        const int64_t n = 20 + 3 * (i / 2), n_new = i / 2 % 4 ? LONG : 2;
+        repetitive_prompt(ids, n, (uint64_t)(i / 2), vocab_size);
+        struct ht_request r = greedy(ids, n, n_new, &got[i / 2][i % 2]);
+        r.speculate = i % 2;
+        r.bias = few;
+        r.n_bias = i / 2 % 3 ? 3 : 0;
+        submit(e, &r);
+    }
+    collect(e, 2 * N);
+    nothing_left(e);
+    for (int i = 0; i < N; i++) {
+        same(&got[i][0], &got[i][1]);
+        if (i % 3) continue;
+        repetitive_prompt(ids, 20 + 3 * i, (uint64_t)i, vocab_size);
+        plain_answer(p, ids, 20 + 3 * i, i % 4 ? LONG : 2, &want);
+        same(&got[i][1], &want);
+    }
+    ht_engine_get_stats(e, &stats);
+    ck_assert_int_gt(stats.accepted, 0);
+    ck_assert_int_gt(stats.speculated, stats.accepted); // some guesses were wrong, too
+    ht_engine_free(e);
+    plain_close(p);
+}
+END_TEST
+
+/* Draws, penalties, forks, log-probabilities: the same with guesses. */
+START_TEST(guessing_draws_the_same)
+{
+    static struct answer got[2][3];
+    struct ht_engine_stats stats;
+    int32_t ids[CONTEXT];
+    int n_same = 0;
+
+    for (int speculate = 0; speculate < 2; speculate++) {
+        struct ht_engine *e = engine_with(_i, (struct ht_engine_options){ .max_seqs = 4 });
+        memset(got[speculate], 0, sizeof got[speculate]);
+        repetitive_prompt(ids, 50, 4, ht_engine_vocab_size(e));
+        struct ht_request r = greedy(ids, 50, 60, got[speculate]);
+        r.temperature = 0.8f;
+        r.top_p = 0.95f;
+        r.repetition_penalty = 1.01f;
+        r.frequency_penalty = 0.001f;
+        r.bias = few;
+        r.n_bias = 3;
+        r.logprobs = 3;
+        r.seed = 17;
+        r.n = 3;
+        r.speculate = speculate;
+        submit(e, &r);
+        collect(e, 3);
+        nothing_left(e);
+        ht_engine_get_stats(e, &stats);
+        ck_assert_int_eq(stats.speculated > 0, speculate);
+        ht_engine_free(e);
+    }
+    ck_assert_int_gt(stats.accepted, 0);
+    for (int i = 0; i < 3; i++) {
+        same(&got[0][i], &got[1][i]);
+        n_same += memcmp(got[0][i].ids, got[0][(i + 1) % 3].ids, sizeof got[0][i].ids) == 0;
+    }
+    ck_assert_int_lt(n_same, 3);
+}
+END_TEST
+
+/* Forks, a grammar, penalties, log-probabilities and guesses together: each choice is what a
+ * request with its seed gets alone and without guesses, and nothing but a list comes out (of
+ * characters that the small vocabularies have). */
+START_TEST(forks_grammar_penalties_and_guesses_agree)
+{
+    enum { N = 3, LONG = 50 };
+    struct ht_engine *e = engine_with(_i, (struct ht_engine_options){ .max_seqs = 6 });
+    struct ht_tokenizer *t = small_tokenizer();
+    json_t *list = json_loads("{\"type\":\"array\",\"items\":{\"type\":\"integer\"}}", 0, NULL);
+    struct ht_grammar_vocab *v;
+    static struct answer forked[N], alone[N];
+    int32_t ids[CONTEXT];
+
+    ck_assert_int_eq(ht_grammar_vocab_create(&v, t, ht_engine_vocab_size(e), -1), HT_OK);
+    memset(forked, 0, sizeof forked);
+    memset(alone, 0, sizeof alone);
+    repetitive_prompt(ids, 40, 2, ht_engine_vocab_size(e));
+    struct ht_request r = greedy(ids, 40, LONG, forked);
+    r.temperature = 1.0f;
+    r.top_k = 30;
+    r.repetition_penalty = 1.1f;
+    r.presence_penalty = 0.2f;
+    r.logprobs = 4;
+    r.seed = 5;
+    r.n = N;
+    r.speculate = true;
+    ck_assert_int_eq(ht_grammar_create_schema(&r.grammar, v, list), HT_OK);
+    submit(e, &r);
+    for (int i = 0; i < N; i++) {
+        r.n = 1;
+        r.seed = 5 + (uint64_t)i;
+        r.speculate = false;
+        r.user = &alone[i];
+        ck_assert_int_eq(ht_grammar_create_schema(&r.grammar, v, list), HT_OK);
+        submit(e, &r);
+    }
+    collect(e, 2 * N);
+    nothing_left(e);
+    for (int i = 0; i < N; i++) {
+        struct ht_grammar *g;
+        same(&forked[i], &alone[i]);
+        ck_assert_int_eq(forked[i].finish, alone[i].finish);
+        ck_assert_int_ge(forked[i].n, 2);
+        ck_assert_int_eq(ht_grammar_create_schema(&g, v, list), HT_OK);
+        for (int k = 0; k < forked[i].n; k++)
+            ck_assert_int_eq(ht_grammar_accept(g, forked[i].ids[k]), HT_OK);
+        ck_assert(forked[i].finish == HT_FINISH_LENGTH || ht_grammar_may_end(g));
+        ht_grammar_free(g);
+    }
+    ht_engine_free(e);
+    ht_grammar_vocab_free(v);
+    ht_tokenizer_free(t);
+    json_decref(list);
+}
+END_TEST
+
+/* Every number of right guesses, from the pool itself: the state is that of so many single steps.
+ */
+START_TEST(a_run_leaves_the_state_of_its_accepted_tokens)
+{
+    struct plain *p = plain_open(_i % N_FOLDERS, _i < N_FOLDERS ? "fp32" : "int8");
+    const struct ht_pool_options o = {
+        .n_slots = 5, .n_drafts = 2, .kv_tokens = 200, .block_tokens = CHUNK
+    };
+    const int64_t vocab_size = p->l.model->cfg.vocab_size;
+    struct ht_pool *pool;
+    struct ht_place at[3] = { { .slot = 0, .kv_start = 0, .kv_n = 60 },
+                              { .slot = 3, .kv_start = 60, .kv_n = 60 },
+                              { .slot = 1, .kv_start = 120, .kv_n = 60 } };
+    struct ht_pool_run runs[3];
+    struct ht_place *places[1];
+    int32_t ids[40];
+    float *logits = calloc((size_t)((3 + 2 * 8) * vocab_size), sizeof *logits);
+    float *row = calloc((size_t)vocab_size, sizeof *row);
+
+    ck_assert_msg(ht_pool_create(&pool, p->l.model, &o) == HT_OK, "%s", ht_error_message());
+    const int64_t most = ht_pool_export_bytes(pool, 60);
+    char *want = malloc((size_t)most), *got = malloc((size_t)most);
+    prompt_of(ids, 40, 3, vocab_size);
+    for (int64_t n = 2; n <= HT_POOL_RUN; n++)
+        for (int64_t right = 1; right <= n; right++) {
+            for (int i = 0; i < 3; i++) {
+                ht_pool_reset(pool, &at[i]);
+                ck_assert_int_eq(ht_pool_prompt(pool, &at[i], ids + i, 7), HT_OK);
+            }
+            int32_t spare[2] = { 0 };
+            for (int k = 0, slot = 0; k < 2; slot++) // slots may have been exchanged before
+                if (slot != at[0].slot && slot != at[1].slot && slot != at[2].slot)
+                    spare[k++] = slot;
+            for (int i = 0; i < 3; i++) { // the middle one has no guesses, the last one fewer
+                runs[i] = (struct ht_pool_run){ .at = &at[i],
+                                                .n = i == 0   ? n
+                                                     : i == 1 ? 1
+                                                              : 1 + n / 2,
+                                                .spare = spare[i / 2] };
+                memcpy(runs[i].ids, ids + 10 + i, sizeof runs[i].ids);
+            }
+            ck_assert_msg(ht_pool_decode_runs(pool, runs, 3, logits) == HT_OK, "%s",
+                          ht_error_message());
+            for (int i = 0; i < 3; i++) {
+                const int64_t take = right < runs[i].n ? right : runs[i].n;
+                ck_assert_int_eq(ht_pool_accept(pool, &runs[i], take), HT_OK);
+                ck_assert_int_eq(at[i].n_tokens, 7 + take);
+            }
+            for (int i = 0; i < 3; i++) { // the same alone and one by one, at a free place
+                const int64_t take = right < runs[i].n ? right : runs[i].n;
+                struct ht_place alone = { .slot = spare[0], .kv_start = 180, .kv_n = 20 };
+                for (int s = 0; s < 5; s++)
+                    if (s != at[0].slot && s != at[1].slot && s != at[2].slot) alone.slot = s;
+                ht_pool_export(pool, &at[i], got);
+                ht_pool_reset(pool, &alone);
+                ck_assert_int_eq(ht_pool_prompt(pool, &alone, ids + i, 7), HT_OK);
+                places[0] = &alone;
+                for (int64_t t = 0; t < take; t++) {
+                    ck_assert_int_eq(ht_pool_decode(pool, places, ids + 10 + i + t, 1, row), HT_OK);
+                    ck_assert_mem_eq(row, runs[i].logits[t], (size_t)vocab_size * sizeof *row);
+                }
+                ht_pool_export(pool, &alone, want);
+                ck_assert_mem_eq(got, want, (size_t)ht_pool_export_bytes(pool, 7 + take));
+            }
+        }
+    runs[0].n = HT_POOL_RUN + 1;
+    ck_assert_int_eq(ht_pool_decode_runs(pool, runs, 1, logits), HT_ERR_ARG);
+    for (int i = 0; i < 3; i++) runs[i].n = 2;
+    ck_assert_int_eq(ht_pool_decode_runs(pool, runs, 3, logits), HT_ERR_ARG);
+    ck_assert_ptr_nonnull(strstr(ht_error_message(), "3 sequences with guesses"));
+    free(want);
+    free(got);
+    free(logits);
+    free(row);
+    ht_pool_free(pool);
     plain_close(p);
 }
 END_TEST
@@ -614,6 +850,10 @@ int main(void)
     tcase_add_loop_test(t, echo_gives_what_the_scorer_gives, 0, N_FOLDERS);
     tcase_add_test(t, penalties_bias_and_limits_are_heeded);
     tcase_add_loop_test(t, random_schedules_leave_nothing_behind, 0, N_FOLDERS);
+    tcase_add_loop_test(t, guessing_changes_nothing, 0, 4 * N_FOLDERS);
+    tcase_add_loop_test(t, guessing_draws_the_same, 0, N_FOLDERS);
+    tcase_add_loop_test(t, forks_grammar_penalties_and_guesses_agree, 0, N_FOLDERS);
+    tcase_add_loop_test(t, a_run_leaves_the_state_of_its_accepted_tokens, 0, 2 * N_FOLDERS);
     tcase_add_test(t, closing_in_mid_work_frees_everything);
     tcase_add_loop_test(t, bad_options_are_refused_by_name, 0, 4);
     suite_add_tcase(s, t);
