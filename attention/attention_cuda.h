@@ -37,4 +37,6 @@ static inline size_t ht_attention_cuda_decode_bytes(const struct ht_kv_attention
            sizeof(float);
 }
 
+enum ht_status ht_kv_append_cuda(struct ht_backend *be, const struct ht_kv_append_args *a);
+
 #endif

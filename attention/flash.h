@@ -65,4 +65,20 @@ enum ht_status ht_kv_attention(struct ht_backend *be, const struct ht_kv_attenti
  * past. */
 size_t ht_kv_attention_scratch_bytes(const struct ht_kv_attention_args *a, int n_threads);
 
+/* Rows of k and v behind what the caches hold: row i of sequence s goes to place past[s] + (i -
+ * starts[s]). */
+struct ht_kv_append_args {
+    struct ht_seqs seqs;
+    int64_t n_tokens, width; // width: n_kv_heads * d_head
+    enum ht_dtype dtype;
+    const void *k, *v; // (T, width), rows stride apart
+    int64_t stride;
+    void *const *k_cache, *const *v_cache; // per sequence
+    const int64_t *past;                   // (n_seqs)
+};
+
+/* HT_ERR_ARG: more sequences than rows, rows narrower than their content. On CUDA as in
+ * ht_kv_attention. */
+enum ht_status ht_kv_append(struct ht_backend *be, const struct ht_kv_append_args *a);
+
 #endif

@@ -48,9 +48,9 @@ static enum ht_status compute(struct ht_engine *e, const struct ht_state_command
     const struct ht_snapshot *s = e->cache ? ht_prefix_cache_find(e->cache, c->ids, n, n) : NULL;
 
     if (s)
-        ht_pool_import(e->pool, place, s->n_tokens, s->state);
+        HT_TRY(ht_pool_import(e->pool, place, s->n_tokens, s->state));
     else
-        ht_pool_reset(e->pool, place);
+        HT_TRY(ht_pool_reset(e->pool, place));
     while (place->n_tokens < n)
         HT_TRY(ht_pool_prompt(e->pool, place, c->ids + place->n_tokens, e->o.prefill_chunk));
     return HT_OK;
@@ -90,7 +90,7 @@ static enum ht_status save(struct ht_engine *e, struct ht_state_command *c)
     memcpy(file + 24, &n, 8);
     memcpy(file + 32, &state_bytes, 8);
     memcpy(file + HEAD_BYTES, c->ids, ids_bytes);
-    ht_pool_export(e->pool, &place, file + HEAD_BYTES + ids_bytes);
+    HT_TRY_GOTO(st, done, ht_pool_export(e->pool, &place, file + HEAD_BYTES + ids_bytes));
     hash = ht_hash_of(file, body);
     memcpy(file + body, hash.b, HASH_BYTES);
     st = ht_file_publish(c->path, file, body + HASH_BYTES);

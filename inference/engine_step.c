@@ -207,7 +207,7 @@ static enum ht_status finish_prompt(struct ht_engine *e, struct ht_open_request 
     HT_TRY(ht_pool_prompt_logits(e->pool, rows - 1, 1, e->logits));
     for (int i = 1; i < n; i++) {
         struct ht_choice *c = &r->choices[i];
-        ht_pool_copy(e->pool, &c->place, &first->place);
+        HT_TRY(ht_pool_copy(e->pool, &c->place, &first->place));
         if (first->grammar) HT_TRY(ht_grammar_clone(&c->grammar, first->grammar));
         c->phase = HT_PHASE_DECODE;
     }

@@ -39,12 +39,53 @@ static enum ht_status load_embedding(struct ht_loaded *l)
     struct ht_model *m = l->model;
     const struct ht_tensor_info *t = ht_tensor_find(&m->list, -1, HT_T_EMBED);
 
+    const size_t bytes = (size_t)t->n * sizeof *m->packed->embed;
+    enum ht_status st = HT_OK;
+    void *embed;
+
     if (m->cfg.tied_head) return HT_OK; // rows of the head serve
-    m->packed->embed = malloc((size_t)t->n * sizeof *m->packed->embed);
-    if (!m->packed->embed)
-        return HT_FAIL(HT_ERR_MEMORY, "no memory for an embedding of %lld values", (long long)t->n);
-    return ht_weights_read_rows(l->weights, &m->list, t, 0, t->shape[0], m->packed->embed,
-                                HT_DTYPE_BF16);
+    HT_TRY(ht_backend_alloc(&embed, &l->backend, "embedding", bytes));
+    m->packed->embed = embed;
+    if (l->backend.kind == HT_BACKEND_CPU)
+        return ht_weights_read_rows(l->weights, &m->list, t, 0, t->shape[0], embed, HT_DTYPE_BF16);
+    void *host = malloc(bytes);
+    if (!host) return HT_FAIL(HT_ERR_MEMORY, "no memory to read an embedding of %zu bytes", bytes);
+    HT_TRY_GOTO(st, done,
+                ht_weights_read_rows(l->weights, &m->list, t, 0, t->shape[0], host, HT_DTYPE_BF16));
+    HT_TRY_GOTO(st, done, ht_backend_upload(&l->backend, embed, host, bytes));
+    HT_TRY_GOTO(st, done, ht_backend_synchronize(&l->backend)); // before the host copy goes
+done:
+    free(host);
+    return st;
+}
+
+/* Vectors, and with `dense` fp32 matrices, into the model. */
+static enum ht_status load_plain(struct ht_loaded *l, bool dense)
+{
+    struct ht_model *m = l->model;
+    const size_t matrix_bytes = dense ? (size_t)m->list.n_matrix * sizeof(float) : 0;
+    const size_t vector_bytes = (size_t)(m->list.n_total - m->list.n_matrix) * sizeof(float);
+    const bool on_cpu = l->backend.kind == HT_BACKEND_CPU;
+    enum ht_status st = HT_OK;
+    char *host = on_cpu ? NULL : malloc(matrix_bytes + vector_bytes);
+    void *matrix = on_cpu ? m->matrix : host;
+    float *vector = on_cpu ? m->vector : (float *)(void *)(host + matrix_bytes);
+
+    if (!on_cpu && !host)
+        return HT_FAIL(HT_ERR_MEMORY, "no memory to read weights of %zu bytes",
+                       matrix_bytes + vector_bytes);
+    if (dense)
+        HT_TRY_GOTO(st, done,
+                    ht_weights_load(l->weights, &m->list, matrix, HT_DTYPE_F32, vector, NULL));
+    else
+        HT_TRY_GOTO(st, done, ht_weights_load_vectors(l->weights, &m->list, vector));
+    if (on_cpu) return HT_OK;
+    HT_TRY_GOTO(st, done, ht_backend_upload(&l->backend, m->vector, vector, vector_bytes));
+    if (dense) HT_TRY_GOTO(st, done, ht_backend_upload(&l->backend, m->matrix, host, matrix_bytes));
+    HT_TRY_GOTO(st, done, ht_backend_synchronize(&l->backend)); // before the host copy goes
+done:
+    free(host);
+    return st;
 }
 
 static enum ht_status load_packed(struct ht_loaded *l, enum ht_qformat format, int group_size)
@@ -61,7 +102,7 @@ static enum ht_status load_packed(struct ht_loaded *l, enum ht_qformat format, i
     }
     HT_TRY(load_group(l, -1, &head, format, group_size));
     HT_TRY(load_embedding(l));
-    return ht_weights_load_vectors(l->weights, &m->list, m->vector);
+    return load_plain(l, false);
 }
 
 /* The token that ends a text: the folder's, else one of the usual names, else the only special
@@ -91,15 +132,34 @@ static int64_t find_eos(const struct ht_weights *weights, const struct ht_tokeni
     return only;
 }
 
+static enum ht_status open_device(struct ht_backend *be, const char *device, int threads)
+{
+    const size_t scratch = 1 << 20; // whoever runs passes asks for what they need
+
+    if (strcmp(device, "cpu") == 0) return ht_backend_create_cpu(be, threads, scratch);
+    if (strcmp(device, "cuda") == 0) return ht_backend_create_cuda(be, 0, scratch);
+    if (strcmp(device, "auto") != 0)
+        return HT_FAIL(HT_ERR_ARG, "device '%.40s'; it must be cpu, cuda or auto", device);
+    const enum ht_status st = ht_backend_create_cuda(be, 0, scratch);
+    return st == HT_ERR_UNSUPPORTED ? ht_backend_create_cpu(be, threads, scratch) : st;
+}
+
 enum ht_status ht_loaded_open(struct ht_loaded *l, struct ht_weights *w, const char *tokenizer,
-                              const char *format_name, int threads, int64_t n_positions)
+                              const char *format, int threads, int64_t n_positions)
+{
+    return ht_loaded_open_on(l, "cpu", w, tokenizer, format, threads, n_positions);
+}
+
+enum ht_status ht_loaded_open_on(struct ht_loaded *l, const char *device, struct ht_weights *w,
+                                 const char *tokenizer, const char *format_name, int threads,
+                                 int64_t n_positions)
 {
     enum ht_qformat format = HT_Q_BF16;
     int group_size = HT_Q_DEFAULT_GROUP;
 
     *l = (struct ht_loaded){ .weights = w, .eos = -1, .bos = -1 };
     const struct ht_model_config *c = ht_weights_model(l->weights);
-    HT_TRY(ht_backend_create_cpu(&l->backend, threads, 1 << 20));
+    HT_TRY(open_device(&l->backend, device, threads));
 
     const bool stored = strcmp(format_name, "stored") == 0;
     const bool quantised = ht_weights_quantised(l->weights, &format, &group_size);
@@ -111,8 +171,7 @@ enum ht_status ht_loaded_open(struct ht_loaded *l, struct ht_weights *w, const c
     if (dense) {
         HT_TRY(ht_model_create(&l->model, &l->backend, c, HT_DTYPE_F32, HT_DECAY_MATRICES, 0, 0,
                                n_positions));
-        HT_TRY(ht_weights_load(l->weights, &l->model->list, l->model->matrix, HT_DTYPE_F32,
-                               l->model->vector, NULL));
+        HT_TRY(load_plain(l, true));
     } else {
         HT_TRY(ht_model_create_packed(&l->model, &l->backend, c, HT_DTYPE_BF16, n_positions));
         HT_TRY(load_packed(l, format, group_size));

@@ -25,6 +25,12 @@ struct ht_loaded {
  * sequence. The address of l must stay. Close it after a failure too. */
 enum ht_status ht_loaded_open(struct ht_loaded *l, struct ht_weights *w, const char *tokenizer,
                               const char *format, int threads, int64_t n_positions);
+
+/* The same on a device: "cpu", "cuda" (HT_ERR_UNSUPPORTED where there is none), or "auto": cuda
+ * where there is a device, else cpu. For ht_pool; ht_decoder is for the cpu. */
+enum ht_status ht_loaded_open_on(struct ht_loaded *l, const char *device, struct ht_weights *w,
+                                 const char *tokenizer, const char *format, int threads,
+                                 int64_t n_positions);
 void ht_loaded_close(struct ht_loaded *l);
 
 int64_t ht_loaded_weight_bytes(const struct ht_loaded *l);

@@ -3,8 +3,6 @@
  *   qkv = u [Wq; Wk; Wv]^T   q, k = rope(q, k)   heads = softmax(scale q k^T) v   branch = heads
  * Wo^T
  */
-#include <string.h>
-
 #include "attention/flash.h"
 #include "attention/rope.h"
 #include "core/model/layers.h"
@@ -57,16 +55,18 @@ static enum ht_status attend_cached(struct ht_model *m, struct ht_layer_acts *a,
 {
     const struct ht_model_config *c = &m->cfg;
     const int64_t q_width = c->n_heads * c->d_head, kv_width = c->n_kv_heads * c->d_head;
-    const size_t row_bytes = (size_t)kv_width * ht_dtype_bytes(m->dtype);
+    const struct ht_kv_append_args append = { .seqs = b->seqs,
+                                              .n_tokens = b->n_tokens,
+                                              .width = kv_width,
+                                              .dtype = m->dtype,
+                                              .k = ht_column(a->qkv, q_width, m->dtype),
+                                              .v = ht_column(a->qkv, q_width + kv_width, m->dtype),
+                                              .stride = ht_qkv_width(c),
+                                              .k_cache = state->k_cache,
+                                              .v_cache = state->v_cache,
+                                              .past = state->past };
 
-    for (int64_t s = 0; s < b->seqs.n_seqs; s++)
-        for (int64_t t = b->seqs.starts[s]; t < b->seqs.starts[s + 1]; t++) {
-            const size_t row = (size_t)(state->past[s] + t - b->seqs.starts[s]) * row_bytes;
-            const int64_t at = t * ht_qkv_width(c) + q_width;
-            memcpy((char *)state->k_cache[s] + row, ht_column(a->qkv, at, m->dtype), row_bytes);
-            memcpy((char *)state->v_cache[s] + row, ht_column(a->qkv, at + kv_width, m->dtype),
-                   row_bytes);
-        }
+    HT_TRY(ht_kv_append(m->be, &append));
     struct ht_kv_attention_args kv = { .seqs = b->seqs,
                                        .n_tokens = b->n_tokens,
                                        .n_heads = c->n_heads,

@@ -54,9 +54,10 @@ struct ht_acts {
 
 /* Carried state of the layers of a batch of sequences (prefill and decode); NULL in training. */
 struct ht_mixer_state {
-    float *conv, *ssm;   // (n_slots, W-1, CD), (n_slots, H, P, N), updated in place
-    const int32_t *slot; // (n_seqs) place of each sequence in both; NULL: in order. With several
-                         // tokens of a sequence: one sequence, slot[0] is the host's
+    float *conv, *ssm;      // (n_slots, W-1, CD), (n_slots, H, P, N), updated in place
+    const int32_t *slot;    // (n_seqs) place of each sequence in both; NULL: in order
+    int32_t first_slot;     // with several tokens of a sequence, which is the only one: its place
+    const int32_t *numbers; // 0, 1, 2, ... as many as slots: for ht_mamba_replay
     void **k_cache, **v_cache;          // per sequence: (capacity, n_kv_heads, d_head)
     const int64_t *past;                // (n_seqs) tokens before the new ones
     bool one_each;                      // every sequence has exactly one new token

@@ -86,8 +86,8 @@ static struct ht_gated_norm_args norm_args(const struct ht_model *m, int layer,
 }
 
 /* Both states of a slot into another one. */
-static void copy_slot(const struct ht_model *m, const struct ht_mixer_state *state, int32_t from,
-                      int32_t to)
+static enum ht_status copy_slot(const struct ht_model *m, const struct ht_mixer_state *state,
+                                int32_t from, int32_t to)
 {
     enum { PIECE = 16384 }; // floats
     const struct ht_model_config *c = &m->cfg;
@@ -96,12 +96,16 @@ static void copy_slot(const struct ht_model *m, const struct ht_mixer_state *sta
     const float *src = state->ssm + from * ssm_n;
     float *dst = state->ssm + to * ssm_n;
 
-    memcpy(state->conv + to * conv_n, state->conv + from * conv_n, (size_t)conv_n * sizeof *dst);
+    HT_TRY(ht_backend_copy(m->be, state->conv + to * conv_n, state->conv + from * conv_n,
+                           (size_t)conv_n * sizeof *dst));
+    if (m->be->kind != HT_BACKEND_CPU)
+        return ht_backend_copy(m->be, dst, src, (size_t)ssm_n * sizeof *dst);
 #pragma omp parallel for num_threads(m->be->n_threads) schedule(static) if (ssm_n > 4 * PIECE)
     for (int64_t i = 0; i < ssm_n; i += PIECE) {
         const int64_t n = ssm_n - i < PIECE ? ssm_n - i : PIECE;
         memcpy(dst + i, src + i, (size_t)n * sizeof *dst);
     }
+    return HT_OK;
 }
 
 /* Convolution and scan of the rows, group by group. */
@@ -112,11 +116,13 @@ static enum ht_status step_groups(struct ht_model *m, const struct ht_conv1d_arg
 {
     const struct ht_model_config *c = &m->cfg;
     const struct ht_row_groups *groups = state->groups;
-    const size_t saved_bytes = (size_t)ht_saved_width(c) * ht_dtype_bytes(m->dtype);
+    const int64_t width = ht_saved_width(c);
+    const size_t saved_bytes = (size_t)width * ht_dtype_bytes(m->dtype);
 
     for (int64_t row = groups->start[1]; row < b->n_tokens; row++)
-        memcpy((char *)groups->saved + (size_t)(row - groups->start[1]) * saved_bytes,
-               ht_column(a->zxbcdt, row * ht_in_proj_width(c) + c->d_inner, m->dtype), saved_bytes);
+        HT_TRY(ht_backend_copy(
+            m->be, (char *)groups->saved + (size_t)(row - groups->start[1]) * saved_bytes,
+            ht_column(a->zxbcdt, row * ht_in_proj_width(c) + c->d_inner, m->dtype), saved_bytes));
     for (int64_t g = 0; g < groups->n; g++) {
         const int64_t first = groups->start[g], n = groups->start[g + 1] - first;
         struct ht_conv1d_args conv = *all_conv;
@@ -134,7 +140,7 @@ static enum ht_status step_groups(struct ht_model *m, const struct ht_conv1d_arg
         HT_TRY(ht_conv1d_forward(m->be, &conv));
         HT_TRY(ht_ssd_step(m->be, &ssd, state->ssm, state->slot + first));
         for (int64_t i = 0; g == 0 && i < groups->n_copies; i++)
-            copy_slot(m, state, groups->copy_from[i], groups->copy_to[i]);
+            HT_TRY(copy_slot(m, state, groups->copy_from[i], groups->copy_to[i]));
     }
     return HT_OK;
 }
@@ -142,18 +148,17 @@ static enum ht_status step_groups(struct ht_model *m, const struct ht_conv1d_arg
 enum ht_status ht_mamba_replay(struct ht_model *m, int layer, struct ht_layer_acts *a,
                                const struct ht_mixer_state *state, int32_t slot, const void *saved)
 {
-    static const int32_t starts[2] = { 0, 1 };
-    const struct ht_model_batch b = { .n_tokens = 1, .seqs = { 1, starts } };
+    const struct ht_model_batch b = { .n_tokens = 1, .seqs = { 1, state->numbers } };
     struct ht_conv1d_args conv = conv_args(m, layer, a, &b);
     struct ht_ssd_args ssd = ssd_args(m, layer, a, &b);
 
     conv.state = state->conv;
-    conv.slot = &slot;
+    conv.slot = state->numbers + slot;
     conv.x = saved;
     conv.x_stride = ssd.dt_stride = ht_saved_width(&m->cfg);
     ssd.dt_raw = ht_column(saved, ht_conv_channels(&m->cfg), m->dtype);
     HT_TRY(ht_conv1d_forward(m->be, &conv));
-    return ht_ssd_step(m->be, &ssd, state->ssm, &slot);
+    return ht_ssd_step(m->be, &ssd, state->ssm, state->numbers + slot);
 }
 
 enum ht_status ht_mamba_forward(struct ht_model *m, int layer, struct ht_layer_acts *a,
@@ -181,9 +186,8 @@ enum ht_status ht_mamba_forward(struct ht_model *m, int layer, struct ht_layer_a
         if (!state->groups) HT_TRY(ht_ssd_step(m->be, &ssd, state->ssm, state->slot));
     } else {
         if (state)
-            ssd.init_state = ssd.final_state = state->ssm + (state->slot ? state->slot[0] : 0) *
-                                                                c->ssm_heads * c->ssm_d_head *
-                                                                c->d_state;
+            ssd.init_state = ssd.final_state =
+                state->ssm + state->first_slot * c->ssm_heads * c->ssm_d_head * c->d_state;
         HT_TRY(ht_ssd_forward(m->be, &ssd));
     }
     HT_TRY(ht_gated_norm_forward(m->be, &norm));

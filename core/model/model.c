@@ -83,7 +83,7 @@ enum ht_status ht_model_create_packed(struct ht_model **out, struct ht_backend *
 {
     enum ht_status st = create(out, be, cfg, dtype, HT_DECAY_MATRICES, 0, 0, n_positions, false);
 
-    if (st == HT_OK) st = ht_packed_create(&(*out)->packed, cfg->n_layers);
+    if (st == HT_OK) st = ht_packed_create(&(*out)->packed, be, cfg->n_layers);
     if (st == HT_OK) return HT_OK;
     ht_model_free(*out);
     *out = NULL;

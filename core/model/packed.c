@@ -6,7 +6,7 @@
 #include "core/model/stack.h"
 #include "core/ops/embedding.h"
 
-enum ht_status ht_packed_create(struct ht_packed **out, int64_t n_layers)
+enum ht_status ht_packed_create(struct ht_packed **out, struct ht_backend *be, int64_t n_layers)
 {
     struct ht_packed *p = calloc(1, sizeof *p);
 
@@ -17,6 +17,7 @@ enum ht_status ht_packed_create(struct ht_packed **out, int64_t n_layers)
         return HT_FAIL(HT_ERR_MEMORY, "no memory for the matrices of %lld layers",
                        (long long)n_layers);
     }
+    p->be = be;
     p->n_layers = n_layers;
     *out = p;
     return HT_OK;
@@ -28,7 +29,7 @@ void ht_packed_free(struct ht_packed *p)
     for (int64_t i = 0; i < (p->n_layers + 1) * HT_T_ROLE_COUNT; i++)
         ht_qmatrix_free(&p->matrix[i]);
     free(p->matrix);
-    free(p->embed);
+    ht_backend_free_memory(p->be, p->embed);
     free(p);
 }
 
@@ -48,27 +49,12 @@ int64_t ht_packed_bytes(const struct ht_packed *p, const struct ht_model_config 
     return sum;
 }
 
-/* Rows of the tied head, one by one. */
-static enum ht_status embed_from_head(struct ht_model *m, int64_t n_tokens, const int32_t *ids,
-                                      float *residual)
-{
-    const struct ht_qmatrix *head = ht_packed_matrix(m->packed, -1, ht_head_role(m));
-    const int64_t d = m->cfg.d_model;
-
-    for (int64_t t = 0; t < n_tokens; t++) {
-        if (ids[t] < 0 || ids[t] >= m->cfg.vocab_size)
-            return HT_FAIL(HT_ERR_ARG, "token %lld has id %d; the vocabulary has 0 to %lld",
-                           (long long)t, ids[t], (long long)m->cfg.vocab_size - 1);
-        HT_TRY(ht_qmatrix_get_rows(head, ids[t], 1, residual + t * d, d));
-        for (int64_t i = 0; i < d; i++) residual[t * d + i] *= m->cfg.embedding_multiplier;
-    }
-    return HT_OK;
-}
-
 enum ht_status ht_model_embed(struct ht_model *m, int64_t n_tokens, const int32_t *ids,
                               float *residual)
 {
-    if (m->packed && !m->packed->embed) return embed_from_head(m, n_tokens, ids, residual);
+    if (m->packed && !m->packed->embed) // rows of the tied head
+        return ht_qmatrix_embed(m->be, ht_packed_matrix(m->packed, -1, ht_head_role(m)), n_tokens,
+                                ids, m->cfg.embedding_multiplier, residual);
     return ht_embedding_forward(
         m->be, &(struct ht_embedding_args){
                    .n_tokens = n_tokens,

@@ -12,9 +12,10 @@
 #include "core/ops/quant.h"
 
 struct ht_packed {
+    struct ht_backend *be; // whose memory embed is
     int64_t n_layers;
     struct ht_qmatrix *matrix; // (n_layers + 1, HT_T_ROLE_COUNT); row n_layers: outside of layers
-    ht_bf16 *embed;            // (vocab_size, d_model), owned; NULL: rows of the tied head
+    ht_bf16 *embed; // (vocab_size, d_model), of ht_backend_alloc; NULL: rows of the tied head
 };
 
 /* Forward only; dtype is that of activations. Its packed matrices are empty until the loader fills
@@ -23,7 +24,7 @@ enum ht_status ht_model_create_packed(struct ht_model **out, struct ht_backend *
                                       const struct ht_model_config *cfg, enum ht_dtype dtype,
                                       int64_t n_positions);
 
-enum ht_status ht_packed_create(struct ht_packed **out, int64_t n_layers);
+enum ht_status ht_packed_create(struct ht_packed **out, struct ht_backend *be, int64_t n_layers);
 void ht_packed_free(struct ht_packed *p);
 struct ht_qmatrix *ht_packed_matrix(const struct ht_packed *p, int layer, enum ht_tensor_role role);
 int64_t ht_packed_bytes(const struct ht_packed *p, const struct ht_model_config *cfg);

@@ -21,12 +21,18 @@ struct ht_pool {
     int64_t n_rows;
     int32_t *pos, *ids, *starts, *slots; // (n_rows), starts one more
     int64_t *past;                       // (n_rows)
-    void **k_of, **v_of;                 // (n_layers, n_rows)
-    struct ht_pool_run *runs;            // (n_slots) of a pass without guesses
-    int32_t *copy_from, *copy_to;        // (n_drafts)
-    void **saved;                        // (n_layers) rows of ht_saved_width elements
-    int64_t saved_bytes;                 // of such a row
-    struct ht_row_groups *groups;        // (n_layers)
+    void **k_of, **v_of;                 // (attention layers, n_rows)
+    int64_t *kv_at;                      // (n_layers): where a layer's rows of them begin
+    int32_t *numbers;                    // 0, 1, 2, ...
+    char *tables, *tables_there;         // all of these, and where the backend reads them
+    size_t tables_bytes;
+    int64_t n_logits;             // rows
+    float *logits;                // (n_logits, vocab_size) on a device; else NULL
+    struct ht_pool_run *runs;     // (n_slots) of a pass without guesses
+    int32_t *copy_from, *copy_to; // (n_drafts)
+    void **saved;                 // (n_layers) rows of ht_saved_width elements
+    int64_t saved_bytes;          // of such a row
+    struct ht_row_groups *groups; // (n_layers)
     struct ht_arena arena;
 };
 
@@ -66,7 +72,7 @@ static enum ht_status allocate_states(struct ht_pool *p)
                      ? ht_arena_bytes(conv_bytes) + ht_arena_bytes(ssm_bytes) +
                            ht_arena_bytes(saved_bytes)
                      : 2 * ht_arena_bytes(kv_bytes);
-    HT_TRY(ht_arena_create(&p->arena, "sequence states", total));
+    HT_TRY(ht_backend_arena_create(&p->arena, p->m->be, "sequence states", total));
     for (int64_t i = 0; i < c->n_layers; i++) {
         if (c->layer_kind[i] == HT_LAYER_MAMBA) {
             p->conv[i] = ht_arena_get(&p->arena, conv_bytes);
@@ -80,33 +86,68 @@ static enum ht_status allocate_states(struct ht_pool *p)
     return HT_OK;
 }
 
+/* What a pass reads, in one piece, so that one copy takes it to a device. */
+static enum ht_status allocate_pass_tables(struct ht_pool *p)
+{
+    const struct ht_model_config *c = &p->m->cfg;
+    const size_t rows = (size_t)p->n_rows, slots = (size_t)p->o.n_slots;
+    const size_t n_numbers = (rows > slots ? rows : slots) + 2;
+    size_t kv_rows = 0;
+
+    for (int64_t l = 0; l < c->n_layers; l++) {
+        p->kv_at[l] = (int64_t)kv_rows;
+        if (c->layer_kind[l] == HT_LAYER_ATTENTION) kv_rows += rows;
+    }
+    const size_t wide = rows * sizeof *p->past + 2 * kv_rows * sizeof *p->k_of;
+    p->tables_bytes = wide + (4 * rows + 1 + n_numbers) * sizeof *p->pos;
+    p->tables = calloc(1, p->tables_bytes);
+    if (!p->tables)
+        return HT_FAIL(HT_ERR_MEMORY, "no memory for the tables of %zu sequences", slots);
+    p->past = (int64_t *)(void *)p->tables;
+    p->k_of = (void **)(p->past + rows);
+    p->v_of = p->k_of + kv_rows;
+    p->pos = (int32_t *)(void *)(p->tables + wide);
+    p->ids = p->pos + rows;
+    p->slots = p->ids + rows;
+    p->starts = p->slots + rows;
+    p->numbers = p->starts + rows + 1;
+    for (size_t i = 0; i < n_numbers; i++) p->numbers[i] = (int32_t)i;
+    p->tables_there = p->tables;
+    if (p->m->be->kind == HT_BACKEND_CPU) return HT_OK;
+    void *there;
+    HT_TRY(ht_backend_alloc(&there, p->m->be, "tables of sequences", p->tables_bytes));
+    p->tables_there = there;
+    HT_TRY(ht_backend_alloc(&there, p->m->be, "logits",
+                            (size_t)(p->n_logits * c->vocab_size) * sizeof *p->logits));
+    p->logits = there;
+    return HT_OK;
+}
+
+/* Where the backend has the entry of a table that the host has at p. */
+static void *there(const struct ht_pool *p, const void *entry)
+{
+    return p->tables_there + ((const char *)entry - p->tables);
+}
+
 static enum ht_status allocate_tables(struct ht_pool *p)
 {
     const size_t n_layers = (size_t)p->m->cfg.n_layers, slots = (size_t)p->o.n_slots;
-    const size_t rows = (size_t)p->n_rows;
 
     p->conv = calloc(n_layers, sizeof *p->conv);
     p->ssm = calloc(n_layers, sizeof *p->ssm);
     p->k = calloc(n_layers, sizeof *p->k);
     p->v = calloc(n_layers, sizeof *p->v);
     p->mixer = calloc(n_layers, sizeof *p->mixer);
-    p->pos = calloc(rows, sizeof *p->pos);
-    p->ids = calloc(rows, sizeof *p->ids);
-    p->starts = calloc(rows + 1, sizeof *p->starts);
-    p->slots = calloc(rows, sizeof *p->slots);
-    p->past = calloc(rows, sizeof *p->past);
-    p->k_of = calloc(n_layers * rows, sizeof *p->k_of);
-    p->v_of = calloc(n_layers * rows, sizeof *p->v_of);
+    p->kv_at = calloc(n_layers, sizeof *p->kv_at);
     p->runs = calloc(slots, sizeof *p->runs);
     p->copy_from = calloc((size_t)p->o.n_drafts + 1, sizeof *p->copy_from);
     p->copy_to = calloc((size_t)p->o.n_drafts + 1, sizeof *p->copy_to);
     p->saved = calloc(n_layers, sizeof *p->saved);
     p->groups = calloc(n_layers, sizeof *p->groups);
-    if (!p->conv || !p->ssm || !p->k || !p->v || !p->mixer || !p->pos || !p->ids || !p->starts ||
-        !p->slots || !p->past || !p->k_of || !p->v_of || !p->runs || !p->copy_from || !p->copy_to ||
-        !p->saved || !p->groups)
+    if (!p->conv || !p->ssm || !p->k || !p->v || !p->mixer || !p->kv_at || !p->runs ||
+        !p->copy_from || !p->copy_to || !p->saved || !p->groups)
         return HT_FAIL(HT_ERR_MEMORY, "no memory for the tables of %zu sequences", slots);
-    return HT_OK;
+    return allocate_pass_tables(p);
 }
 
 /* Scratch beyond what the forward pass of acts takes. */
@@ -149,6 +190,7 @@ enum ht_status ht_pool_create(struct ht_pool **out, struct ht_model *m,
     p->ssm_n = c->ssm_heads * c->ssm_d_head * c->d_state;
     p->kv_row_bytes = c->n_kv_heads * c->d_head * (int64_t)ht_dtype_bytes(m->dtype);
     p->n_rows = o->n_slots + o->n_drafts * (HT_POOL_RUN - 1);
+    p->n_logits = p->n_rows;
     if (p->n_rows < o->block_tokens) p->n_rows = o->block_tokens;
     p->saved_bytes = ht_saved_width(c) * (int64_t)ht_dtype_bytes(m->dtype);
     HT_TRY_GOTO(st, done, allocate_tables(p));
@@ -166,37 +208,37 @@ void ht_pool_free(struct ht_pool *p)
 {
     if (!p) return;
     ht_acts_free(p->acts);
-    ht_arena_free(&p->arena);
+    ht_backend_arena_free(&p->arena, p->m->be);
+    if (p->tables_there != p->tables) ht_backend_free_memory(p->m->be, p->tables_there);
+    ht_backend_free_memory(p->m->be, p->logits);
+    free(p->tables);
+    free(p->kv_at);
     free(p->conv);
     free(p->ssm);
     free(p->k);
     free(p->v);
     free(p->mixer);
-    free(p->pos);
-    free(p->ids);
     free(p->runs);
     free(p->copy_from);
     free(p->copy_to);
     free(p->saved);
     free(p->groups);
-    free(p->starts);
-    free(p->slots);
-    free(p->past);
-    free(p->k_of);
-    free(p->v_of);
     free(p);
 }
 
 /* ---- whole states ---- */
 
-void ht_pool_reset(struct ht_pool *p, struct ht_place *at)
+enum ht_status ht_pool_reset(struct ht_pool *p, struct ht_place *at)
 {
+    struct ht_backend *be = p->m->be;
+
     at->n_tokens = 0;
-    for (int64_t i = 0; i < p->m->cfg.n_layers; i++)
-        if (p->conv[i]) {
-            memset(p->conv[i] + at->slot * p->conv_n, 0, (size_t)p->conv_n * 4);
-            memset(p->ssm[i] + at->slot * p->ssm_n, 0, (size_t)p->ssm_n * 4);
-        }
+    for (int64_t i = 0; i < p->m->cfg.n_layers; i++) {
+        if (!p->conv[i]) continue;
+        HT_TRY(ht_backend_zero(be, p->conv[i] + at->slot * p->conv_n, (size_t)p->conv_n * 4));
+        HT_TRY(ht_backend_zero(be, p->ssm[i] + at->slot * p->ssm_n, (size_t)p->ssm_n * 4));
+    }
+    return HT_OK;
 }
 
 int64_t ht_pool_export_bytes(const struct ht_pool *p, int64_t n_tokens)
@@ -206,61 +248,67 @@ int64_t ht_pool_export_bytes(const struct ht_pool *p, int64_t n_tokens)
 
 enum direction { OUT, IN };
 
-static char *move(char *bytes, void *state, int64_t n, enum direction d)
+static enum ht_status move(const struct ht_pool *p, char **bytes, void *state, int64_t n,
+                           enum direction d)
 {
-    if (d == OUT)
-        memcpy(bytes, state, (size_t)n);
-    else
-        memcpy(state, bytes, (size_t)n);
-    return bytes + n;
+    char *const at = *bytes;
+
+    *bytes += n;
+    if (d == OUT) return ht_backend_download(p->m->be, at, state, (size_t)n);
+    return ht_backend_upload(p->m->be, state, at, (size_t)n);
 }
 
-static void move_state(const struct ht_pool *p, const struct ht_place *at, int64_t n_tokens,
-                       char *bytes, enum direction d)
+static enum ht_status move_state(const struct ht_pool *p, const struct ht_place *at,
+                                 int64_t n_tokens, char *bytes, enum direction d)
 {
     const int64_t kv_at = at->kv_start * p->kv_row_bytes, kv_n = n_tokens * p->kv_row_bytes;
 
     for (int64_t i = 0; i < p->m->cfg.n_layers; i++) {
         if (!p->conv[i]) continue;
-        bytes = move(bytes, p->conv[i] + at->slot * p->conv_n, p->conv_n * 4, d);
-        bytes = move(bytes, p->ssm[i] + at->slot * p->ssm_n, p->ssm_n * 4, d);
+        HT_TRY(move(p, &bytes, p->conv[i] + at->slot * p->conv_n, p->conv_n * 4, d));
+        HT_TRY(move(p, &bytes, p->ssm[i] + at->slot * p->ssm_n, p->ssm_n * 4, d));
     }
     for (int64_t i = 0; i < p->m->cfg.n_layers; i++) {
         if (!p->k[i]) continue;
-        bytes = move(bytes, p->k[i] + kv_at, kv_n, d);
-        bytes = move(bytes, p->v[i] + kv_at, kv_n, d);
+        HT_TRY(move(p, &bytes, p->k[i] + kv_at, kv_n, d));
+        HT_TRY(move(p, &bytes, p->v[i] + kv_at, kv_n, d));
     }
+    return HT_OK;
 }
 
-void ht_pool_export(const struct ht_pool *p, const struct ht_place *at, void *out)
+enum ht_status ht_pool_export(const struct ht_pool *p, const struct ht_place *at, void *out)
 {
-    move_state(p, at, at->n_tokens, out, OUT);
+    return move_state(p, at, at->n_tokens, out, OUT);
 }
 
-void ht_pool_import(struct ht_pool *p, struct ht_place *at, int64_t n_tokens, const void *in)
+enum ht_status ht_pool_import(struct ht_pool *p, struct ht_place *at, int64_t n_tokens,
+                              const void *in)
 {
-    move_state(p, at, n_tokens, (char *)(uintptr_t)in, IN);
+    HT_TRY(move_state(p, at, n_tokens, (char *)(uintptr_t)in, IN));
     at->n_tokens = n_tokens;
+    return HT_OK;
 }
 
-void ht_pool_copy(struct ht_pool *p, struct ht_place *to, const struct ht_place *from)
+enum ht_status ht_pool_copy(struct ht_pool *p, struct ht_place *to, const struct ht_place *from)
 {
+    struct ht_backend *be = p->m->be;
     const size_t kv_n = (size_t)(from->n_tokens * p->kv_row_bytes);
 
     for (int64_t i = 0; i < p->m->cfg.n_layers; i++) {
         if (p->conv[i]) {
-            memcpy(p->conv[i] + to->slot * p->conv_n, p->conv[i] + from->slot * p->conv_n,
-                   (size_t)p->conv_n * 4);
-            memcpy(p->ssm[i] + to->slot * p->ssm_n, p->ssm[i] + from->slot * p->ssm_n,
-                   (size_t)p->ssm_n * 4);
+            HT_TRY(ht_backend_copy(be, p->conv[i] + to->slot * p->conv_n,
+                                   p->conv[i] + from->slot * p->conv_n, (size_t)p->conv_n * 4));
+            HT_TRY(ht_backend_copy(be, p->ssm[i] + to->slot * p->ssm_n,
+                                   p->ssm[i] + from->slot * p->ssm_n, (size_t)p->ssm_n * 4));
         } else {
-            memcpy(p->k[i] + to->kv_start * p->kv_row_bytes,
-                   p->k[i] + from->kv_start * p->kv_row_bytes, kv_n);
-            memcpy(p->v[i] + to->kv_start * p->kv_row_bytes,
-                   p->v[i] + from->kv_start * p->kv_row_bytes, kv_n);
+            HT_TRY(ht_backend_copy(be, p->k[i] + to->kv_start * p->kv_row_bytes,
+                                   p->k[i] + from->kv_start * p->kv_row_bytes, kv_n));
+            HT_TRY(ht_backend_copy(be, p->v[i] + to->kv_start * p->kv_row_bytes,
+                                   p->v[i] + from->kv_start * p->kv_row_bytes, kv_n));
         }
     }
     to->n_tokens = from->n_tokens;
+    return HT_OK;
 }
 
 /* ---- passes ---- */
@@ -288,8 +336,8 @@ static void set_row(struct ht_pool *p, int64_t row, const struct ht_place *at, i
     p->slots[row] = slot;
     for (int64_t l = 0; l < p->m->cfg.n_layers; l++) {
         if (!p->k[l]) continue;
-        p->k_of[l * p->n_rows + row] = p->k[l] + first;
-        p->v_of[l * p->n_rows + row] = p->v[l] + first;
+        p->k_of[p->kv_at[l] + row] = p->k[l] + first;
+        p->v_of[p->kv_at[l] + row] = p->v[l] + first;
     }
 }
 
@@ -304,19 +352,43 @@ static enum ht_status pass(struct ht_pool *p, const struct ht_model_batch *b, bo
         }
         p->mixer[l] = (struct ht_mixer_state){ .conv = p->conv[l],
                                                .ssm = p->ssm[l],
-                                               .slot = p->slots,
-                                               .k_cache = p->k_of + l * p->n_rows,
-                                               .v_cache = p->v_of + l * p->n_rows,
-                                               .past = p->past,
+                                               .slot = there(p, p->slots),
+                                               .first_slot = p->slots[0],
+                                               .numbers = there(p, p->numbers),
+                                               .k_cache = there(p, p->k_of + p->kv_at[l]),
+                                               .v_cache = there(p, p->v_of + p->kv_at[l]),
+                                               .past = there(p, p->past),
                                                .one_each = one_each,
                                                .groups = groups ? &p->groups[l] : NULL };
     }
+    // a plain copy: the tables may be changed when it returns
+    if (p->tables_there != p->tables)
+        HT_TRY(ht_backend_upload(p->m->be, p->tables_there, p->tables, p->tables_bytes));
     return ht_stack_forward(p->m, p->acts, b, p->mixer);
+}
+
+/* Logits of n rows to the host's memory. */
+static enum ht_status take_logits(struct ht_pool *p, const void *u, int64_t n, float *logits)
+{
+    const int64_t vocab_size = p->m->cfg.vocab_size;
+
+    if (!p->logits) return ht_model_logits(p->m, n, u, logits);
+    HT_TRY(ht_model_logits(p->m, n, u, p->logits));
+    return ht_backend_download(p->m->be, logits, p->logits,
+                               (size_t)(n * vocab_size) * sizeof *logits);
+}
+
+static enum ht_status check_ids(const struct ht_pool *p, const int32_t *ids, int64_t n)
+{
+    for (int64_t i = 0; i < n; i++)
+        if (ids[i] < 0 || ids[i] >= p->m->cfg.vocab_size)
+            return HT_FAIL(HT_ERR_ARG, "token id %d; the vocabulary has 0 to %lld", ids[i],
+                           (long long)p->m->cfg.vocab_size - 1);
+    return HT_OK;
 }
 
 static enum ht_status check_runs(const struct ht_pool *p, const struct ht_pool_run *runs, int64_t n)
 {
-    const struct ht_model_config *c = &p->m->cfg;
     int64_t n_drafts = 0;
 
     if (n < 1 || n > p->o.n_slots)
@@ -328,10 +400,7 @@ static enum ht_status check_runs(const struct ht_pool *p, const struct ht_pool_r
                            HT_POOL_RUN);
         n_drafts += runs[i].n > 1;
         HT_TRY(check_token(p, runs[i].at, runs[i].n));
-        for (int64_t j = 0; j < runs[i].n; j++)
-            if (runs[i].ids[j] < 0 || runs[i].ids[j] >= c->vocab_size)
-                return HT_FAIL(HT_ERR_ARG, "token id %d; the vocabulary has 0 to %lld",
-                               runs[i].ids[j], (long long)c->vocab_size - 1);
+        HT_TRY(check_ids(p, runs[i].ids, runs[i].n));
     }
     if (n_drafts > p->o.n_drafts)
         return HT_FAIL(HT_ERR_ARG, "%lld sequences with guesses; this pool takes %lld",
@@ -372,10 +441,13 @@ static enum ht_status decode_some(struct ht_pool *p, struct ht_pool_run *runs, i
     }
     p->starts[row] = (int32_t)row;
     const struct ht_model_batch b = {
-        .n_tokens = row, .ids = p->ids, .pos = p->pos, .seqs = { row, p->starts }
+        .n_tokens = row,
+        .ids = there(p, p->ids),
+        .pos = there(p, p->pos),
+        .seqs = { row, there(p, p->starts) },
     };
     HT_TRY(pass(p, &b, true, groups.n > 1 ? &groups : NULL, *n_saved));
-    HT_TRY(ht_model_logits(p->m, row, p->acts->u_final, logits));
+    HT_TRY(take_logits(p, p->acts->u_final, row, logits));
     for (int64_t i = 0; i < n; i++) runs[i].n_before = runs[i].at->n_tokens++;
     *n_saved += row - start[1];
     return HT_OK;
@@ -434,12 +506,17 @@ enum ht_status ht_pool_prompt(struct ht_pool *p, struct ht_place *at, const int3
         return HT_FAIL(HT_ERR_ARG, "%lld prompt tokens; 1 to %lld", (long long)n,
                        (long long)p->o.block_tokens);
     HT_TRY(check_token(p, at, n));
+    HT_TRY(check_ids(p, ids, n));
+    memcpy(p->ids, ids, (size_t)n * sizeof *ids);
     p->starts[0] = 0;
     p->starts[1] = (int32_t)n;
     for (int64_t t = 0; t < n; t++) p->pos[t] = (int32_t)(at->n_tokens + t);
     set_row(p, 0, at, at->slot, at->n_tokens);
     const struct ht_model_batch b = {
-        .n_tokens = n, .ids = ids, .pos = p->pos, .seqs = { 1, p->starts }
+        .n_tokens = n,
+        .ids = there(p, p->ids),
+        .pos = there(p, p->pos),
+        .seqs = { 1, there(p, p->starts) },
     };
     HT_TRY(pass(p, &b, n == 1, NULL, 0));
     at->n_tokens += n;
@@ -449,13 +526,13 @@ enum ht_status ht_pool_prompt(struct ht_pool *p, struct ht_place *at, const int3
 enum ht_status ht_pool_prompt_logits(struct ht_pool *p, int64_t first, int64_t n, float *logits)
 {
     const struct ht_model_config *c = &p->m->cfg;
-    const int64_t most = ht_model_free_rows(p->m);
+    int64_t most = ht_model_free_rows(p->m);
 
+    if (p->logits && most > p->n_logits) most = p->n_logits;
     for (int64_t done = 0; done < n; done += most) {
         const int64_t rows = n - done < most ? n - done : most;
-        HT_TRY(ht_model_logits(
-            p->m, rows, ht_column(p->acts->u_final, (first + done) * c->d_model, p->m->dtype),
-            logits + done * c->vocab_size));
+        HT_TRY(take_logits(p, ht_column(p->acts->u_final, (first + done) * c->d_model, p->m->dtype),
+                           rows, logits + done * c->vocab_size));
         if (most == INT64_MAX) break;
     }
     return HT_OK;

@@ -5,6 +5,10 @@
  * row of tokens hold keys and values. A decoding pass takes one token of each of many sequences:
  * its products run over all rows at once, states are updated where they stand. A prompt pass takes
  * one block of one sequence. Nothing is allocated after creation.
+ *
+ * States are in the memory of the model's backend; ids, places, exported bytes and logits are the
+ * host's. On a device a pass uploads its tables and, for logits, waits; what fails in a copy of a
+ * state there fails the passes after it too.
  */
 #ifndef HT_MODEL_POOL_H
 #define HT_MODEL_POOL_H
@@ -34,16 +38,17 @@ void ht_pool_free(struct ht_pool *p);
 int64_t ht_pool_slot_bytes(const struct ht_model_config *c);
 int64_t ht_pool_token_bytes(const struct ht_model_config *c, enum ht_dtype dtype);
 
-void ht_pool_reset(struct ht_pool *p, struct ht_place *at); // as before the first token
+enum ht_status ht_pool_reset(struct ht_pool *p, struct ht_place *at); // as before the first token
 
 /* The whole state of `from` also at `to`, whose extent holds at least as many tokens. */
-void ht_pool_copy(struct ht_pool *p, struct ht_place *to, const struct ht_place *from);
+enum ht_status ht_pool_copy(struct ht_pool *p, struct ht_place *to, const struct ht_place *from);
 
 /* The state as bytes: slot, then keys and values of its tokens, layer by layer; and back, for
  * n_tokens of them. */
 int64_t ht_pool_export_bytes(const struct ht_pool *p, int64_t n_tokens);
-void ht_pool_export(const struct ht_pool *p, const struct ht_place *at, void *out);
-void ht_pool_import(struct ht_pool *p, struct ht_place *at, int64_t n_tokens, const void *in);
+enum ht_status ht_pool_export(const struct ht_pool *p, const struct ht_place *at, void *out);
+enum ht_status ht_pool_import(struct ht_pool *p, struct ht_place *at, int64_t n_tokens,
+                              const void *in);
 
 /* ids[i] follows the tokens of sequence at[i], for n of them (1 .. n_slots); logits (n,
  * vocab_size), fp32. Row i depends on sequence i alone. HT_ERR_ARG: an id outside the vocabulary, a
