@@ -279,8 +279,9 @@ enum ht_status ht_engine_create(struct ht_engine **out, const struct ht_engine_o
     e->loaded.weights = weights; // closed with it
     HT_TRY_GOTO(st, done, resolve_options(e, ht_weights_model(weights)));
     HT_TRY_GOTO(st, done,
-                ht_loaded_open(&e->loaded, weights, o->tokenizer,
-                               o->weights ? o->weights : "stored", o->threads, e->o.max_context));
+                ht_loaded_open_on(&e->loaded, o->device ? o->device : "cpu", weights, o->tokenizer,
+                                  o->weights ? o->weights : "stored", o->threads,
+                                  e->o.max_context));
     HT_TRY_GOTO(st, done, allocate(e));
     HT_TRY_GOTO(st, done,
                 ht_chat_template_load(&e->chat_template, ht_weights_resolved_path(weights)));

@@ -33,7 +33,8 @@ struct ht_engine_options {
     const char *tokenizer; // tokenizer.json instead of the folder's; NULL
     const char
         *weights; // "stored", "fp32", "bf16", "int8", "int4", "int4z": quantised while loading
-    int threads;  // 0: all cores
+    const char *device; // "cpu", "cuda", or "auto": cuda where there is a device; NULL: "cpu"
+    int threads;        // 0: all cores
     int64_t
         max_context;  // tokens of one sequence; 0: 4096, or less when the model has fewer positions
     int64_t max_seqs; // sequences that run at once; 0: 16

@@ -31,6 +31,7 @@ static const char help[] =
     "(default stored)\n"
     "  --kv-cache FORMAT           keys and values: model, bf16, int8 (default model)\n"
     "  --state-cache FORMAT        SSM states: fp32, 16 (default fp32)\n"
+    "  --device NAME               cpu, cuda, or auto: cuda where there is a GPU (default cpu)\n"
     "  --threads N                 computing threads (default: all cores)\n"
     "\n"
     "Scheduling\n"
@@ -215,6 +216,7 @@ enum option_code {
     O_QUANTIZE,
     O_KV,
     O_STATE,
+    O_DEVICE,
     O_THREADS,
     O_CONTEXT,
     O_SEQS,
@@ -308,6 +310,7 @@ static enum ht_status set_option(struct arguments *a, struct ht_log *log, int co
                                                                                           "16",
                                                                                           NULL };
     static const char *const levels[] = { "debug", "info", "warn", "error", NULL };
+    static const char *const devices[] = { "cpu", "cuda", "auto", NULL };
     struct ht_engine_options *e = &a->engine;
     int k = 0;
 
@@ -333,6 +336,10 @@ static enum ht_status set_option(struct arguments *a, struct ht_log *log, int co
         log->level = (enum ht_log_level)k;
         break;
     case O_LOG_FILE: a->log_file = v; break;
+    case O_DEVICE:
+        HT_TRY(choose(&k, name, v, devices));
+        e->device = devices[k];
+        break;
     case O_THREADS: return set_int(&e->threads, name, v, 1, 1024);
     case O_CONTEXT: return parse_integer(&e->max_context, name, v, 1, 1 << 24);
     case O_SEQS: return parse_integer(&e->max_seqs, name, v, 1, 1 << 16);
@@ -507,6 +514,7 @@ int main(int argc, char **argv)
                                              { "quantize", 1, NULL, O_QUANTIZE },
                                              { "kv-cache", 1, NULL, O_KV },
                                              { "state-cache", 1, NULL, O_STATE },
+                                             { "device", 1, NULL, O_DEVICE },
                                              { "threads", 1, NULL, O_THREADS },
                                              { "max-model-len", 1, NULL, O_CONTEXT },
                                              { "ctx-size", 1, NULL, O_CONTEXT },
