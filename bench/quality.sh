@@ -15,7 +15,7 @@ printf '| weights | perplexity | bits per byte | against fp32 |\n|---|---|---|--
 first=
 for format in fp32 stored bf16 int8 int4 int4z; do
     line=$("$bin/hybrideval" --model "$model" --data "$data" --weights "$format" --json \
-        ${max_tokens:+--max-tokens "$max_tokens"} | tr -d '\n')
+        ${max_tokens:+--max-tokens "$max_tokens"} 2> >(grep -v tokens/s >&2) | tr -d '\n')
     printf '{"weights": "%s", %s\n' "$format" "${line#\{}"
     perplexity=$(number perplexity "$line")
     first=${first:-$perplexity}

@@ -70,7 +70,7 @@ int main(int argc, char **argv)
         { "threads", 1, NULL, 'j' },  { "n-predict", 1, NULL, 'n' },   { "reps", 1, NULL, 'r' },
         { "ctx-size", 1, NULL, 'c' }, { "temperature", 1, NULL, 'T' }, { 0 }
     };
-    struct ht_engine_options o = { .max_seqs = 1, .max_context = 2048 };
+    struct ht_engine_options o = { .max_seqs = 1 };
     struct ht_request r = { .max_tokens = 256,
                             .n = 1,
                             .top_p = 1.0f,
