@@ -38,7 +38,7 @@ for ranks in 2 4; do
     expect 1 "$tests/ckpt_diff" --close 1e-5 runs/whole/checkpoints/step-00000008 runs/stage0/$last
     rm -r runs/stage0
 done
-expect 1 train 2 stage2 parallel.zero_stage=2
+expect 2 train 2 stage4 parallel.zero_stage=4
 says "zero_stage"
 
 # stopped by SIGUSR1 through mpirun: exit code 75; resumed, also on other rank counts: the same curve
