@@ -31,6 +31,12 @@ enum ht_status ht_loaded_open(struct ht_loaded *l, struct ht_weights *w, const c
 enum ht_status ht_loaded_open_on(struct ht_loaded *l, const char *device, struct ht_weights *w,
                                  const char *tokenizer, const char *format, int threads,
                                  int64_t n_positions);
+
+/* Packed weights drawn at random for the model of a recipe, on the CPU: for measurements. No
+ * tokenizer. */
+enum ht_status ht_loaded_random(struct ht_loaded *l, const char *recipe, const char *format,
+                                int threads, int64_t n_positions);
+
 void ht_loaded_close(struct ht_loaded *l);
 
 int64_t ht_loaded_weight_bytes(const struct ht_loaded *l);

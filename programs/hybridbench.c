@@ -1,4 +1,5 @@
-/* programs/hybridbench.c: measure a server under load. */
+/* programs/hybridbench.c: measure a server under load; compare two models (hybridbench_compare.c).
+ */
 #include <errno.h>
 #include <getopt.h>
 #include <jansson.h>
@@ -10,9 +11,12 @@
 
 #include "bench/hybridbench/load.h"
 #include "core/base/file.h"
+#include "core/base/thread.h"
+#include "programs/hybridbench_compare.h"
 
 static const char help[] =
     "Usage: hybridbench serve --url http://HOST:PORT [options]\n"
+    "       hybridbench compare A B [options]      (hybridbench compare --help)\n"
     "\n"
     "A load for any OpenAI-compatible server (ours, vLLM, llama.cpp): Poisson arrivals, drawn "
     "lengths, "
@@ -276,6 +280,8 @@ static int serve(int argc, char **argv)
 
 int main(int argc, char **argv)
 {
+    ht_thread_limit_spinning(argv);
+    if (argc >= 2 && strcmp(argv[1], "compare") == 0) return ht_bench_compare(argc - 1, argv + 1);
     if (argc >= 2 && strcmp(argv[1], "serve") == 0) return serve(argc - 1, argv + 1);
     if (argc == 2 && strcmp(argv[1], "--version") == 0) return puts("hybridbench " HT_VERSION), 0;
     const bool asked = argc == 2 && strcmp(argv[1], "--help") == 0;

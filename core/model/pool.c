@@ -289,6 +289,27 @@ enum ht_status ht_pool_import(struct ht_pool *p, struct ht_place *at, int64_t n_
     return HT_OK;
 }
 
+enum ht_status ht_pool_fill(struct ht_pool *p, struct ht_place *at, int64_t n_tokens)
+{
+    static uint32_t block[1 << 14]; // two bf16 or one fp32 of that magnitude in every word
+    const int64_t bytes = n_tokens * p->kv_row_bytes, from = at->kv_start * p->kv_row_bytes;
+
+    if (p->o.kv_tokens > 0 && n_tokens > at->kv_n)
+        return HT_FAIL(HT_ERR_ARG, "%lld tokens; the sequence has room for %lld",
+                       (long long)n_tokens, (long long)at->kv_n);
+    for (size_t i = 0; i < sizeof block / sizeof *block; i++)
+        block[i] = ((uint32_t)(i + 1) * 2654435761u & 0x807f807fu) | 0x3e803e80u;
+    HT_TRY(ht_pool_reset(p, at));
+    for (int64_t i = 0; i < p->m->cfg.n_layers; i++)
+        for (int64_t done = 0, n; p->k[i] && done < bytes; done += n) {
+            n = bytes - done < (int64_t)sizeof block ? bytes - done : (int64_t)sizeof block;
+            HT_TRY(ht_backend_upload(p->m->be, p->k[i] + from + done, block, (size_t)n));
+            HT_TRY(ht_backend_upload(p->m->be, p->v[i] + from + done, block, (size_t)n));
+        }
+    at->n_tokens = n_tokens;
+    return HT_OK;
+}
+
 enum ht_status ht_pool_copy(struct ht_pool *p, struct ht_place *to, const struct ht_place *from)
 {
     struct ht_backend *be = p->m->be;

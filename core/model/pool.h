@@ -50,6 +50,10 @@ enum ht_status ht_pool_export(const struct ht_pool *p, const struct ht_place *at
 enum ht_status ht_pool_import(struct ht_pool *p, struct ht_place *at, int64_t n_tokens,
                               const void *in);
 
+/* As if n_tokens had been read, for measurements: reset states, made-up keys and values of
+ * magnitude 0.25 to 0.5. A pass behind them costs what it costs behind real ones. */
+enum ht_status ht_pool_fill(struct ht_pool *p, struct ht_place *at, int64_t n_tokens);
+
 /* ids[i] follows the tokens of sequence at[i], for n of them (1 .. n_slots); logits (n,
  * vocab_size), fp32. Row i depends on sequence i alone. HT_ERR_ARG: an id outside the vocabulary, a
  * full extent; nothing has changed then. */
