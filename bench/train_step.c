@@ -1,8 +1,8 @@
 /* bench/train_step.c: training throughput of a recipe's model on this machine, and where the time
  * goes.
  *
- *   bench_train_step RECIPE [section.key=value ...] [--seq N] [--rows N] [--steps N] [--threads N] [--recompute
- * none|selective|full]
+ *   bench_train_step RECIPE [section.key=value ...] [--seq N] [--rows N] [--steps N] [--threads N]
+ * [--recompute none|selective|full]
  *
  * A step is forward, backward and AdamW on random tokens. Beside it, in the same run and on the
  * same shapes: the step's matrix products alone (oneDNN), and scan + convolution + gated norm
@@ -81,7 +81,7 @@ static void setup(struct bench *b, enum ht_recompute recompute)
 static double one_step(struct bench *b, int64_t step)
 {
     const struct ht_model_batch batch = {
-        b->n_tokens, b->ids, b->labels, b->pos, { b->rows, b->starts }
+        b->n_tokens, b->ids, b->labels, b->pos, { b->rows, b->starts }, NULL
     };
     const struct ht_tensor_list *l = &b->m->list;
     const double start_s = ht_time_s();
@@ -315,7 +315,8 @@ int main(int argc, char **argv)
         }
     }
     if (optind >= argc || steps < 1 || steps > 100 || b.seq < 1 || b.rows < 1) {
-        fprintf(stderr, "usage: bench_train_step RECIPE [section.key=value ...] [--seq N] [--rows N] [--steps 1..100]\n");
+        fprintf(stderr, "usage: bench_train_step RECIPE [section.key=value ...] [--seq N] [--rows "
+                        "N] [--steps 1..100]\n");
         return 2;
     }
     check(ht_recipe_load(&b.cfg, NULL, argv[optind], argc - optind - 1, argv + optind + 1, 1));

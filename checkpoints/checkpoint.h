@@ -45,6 +45,8 @@ struct ht_ckpt_writer_options {
     bool on_full_pause; // disk full: wait for space, a log line each minute, instead of failing
     const char *tokenizer_path; // copied into each checkpoint; NULL or "" for none
     const struct ht_log *log;
+    struct ht_backend
+        *be; // whose memory the arrays to save are in, outlives the writer; NULL: host
 };
 
 struct ht_ckpt_source {

@@ -156,6 +156,29 @@ void ht_ckpt_crash_point(struct ht_ckpt_job *j, const char *point)
     if (strcmp(j->crash_point, point) == 0 && --j->crash_countdown == 0) raise(SIGKILL);
 }
 
+/* Pinned where it is filled from a device: the stall is the copy. */
+static enum ht_status take_snapshot_buffer(struct ht_ckpt_job *j, int array)
+{
+    const size_t bytes = (size_t)(j->shard_size + 1) * sizeof(float);
+    void *p = NULL;
+
+    if (j->options->be)
+        HT_TRY(ht_backend_host_alloc(&p, j->options->be, "the snapshot of a checkpoint", bytes));
+    else
+        p = malloc(bytes);
+    j->snapshot[array] = p;
+    return HT_OK;
+}
+
+static void free_snapshot_buffer(struct ht_ckpt_job *j, int array)
+{
+    if (j->options && j->options->be)
+        ht_backend_host_free(j->options->be, j->snapshot[array]);
+    else
+        free(j->snapshot[array]);
+    j->snapshot[array] = NULL;
+}
+
 static enum ht_status create_state(struct ht_ckpt_job *j, const struct ht_ckpt_range *all,
                                    int max_ranges)
 {
@@ -179,7 +202,7 @@ static enum ht_status create_state(struct ht_ckpt_job *j, const struct ht_ckpt_r
     j->part.files[0].n_bytes = ht_h5_image_bytes(j->image);
     if (j->rank == 0) HT_TRY(make_index(j, all, max_ranges));
     for (int a = 0; a < HT_CKPT_ARRAYS; a++) {
-        j->snapshot[a] = malloc((size_t)(o->shard_size + 1) * sizeof(float));
+        HT_TRY(take_snapshot_buffer(j, a));
         if (!j->snapshot[a])
             return HT_FAIL(HT_ERR_MEMORY,
                            "no memory for the snapshot of a checkpoint: 3 x %" PRId64 " bytes",
@@ -233,7 +256,7 @@ void ht_ckpt_job_free(struct ht_ckpt_job *j)
 {
     free_texts(j);
     if (j->lock_fd >= 0) close(j->lock_fd);
-    for (int a = 0; a < HT_CKPT_ARRAYS; a++) free(j->snapshot[a]);
+    for (int a = 0; a < HT_CKPT_ARRAYS; a++) free_snapshot_buffer(j, a);
     ht_h5_image_free(j->index);
     ht_h5_image_free(j->image);
     ht_manifest_free(&j->part);
@@ -264,9 +287,15 @@ enum ht_status ht_ckpt_job_snapshot(struct ht_ckpt_job *j, const struct ht_ckpt_
     j->state = strdup(s->state_json);
     if (!j->recipe || !j->loader || !j->state)
         return HT_FAIL(HT_ERR_MEMORY, "no memory for the checkpoint of step %" PRId64, s->step);
-    for (int a = 0; a < HT_CKPT_ARRAYS; a++)
-        memcpy(j->snapshot[a], from[a], (size_t)j->shard_size * sizeof(float));
-    return HT_OK;
+    const size_t bytes = (size_t)j->shard_size * sizeof(float);
+    struct ht_backend *be = j->options->be;
+    for (int a = 0; a < HT_CKPT_ARRAYS; a++) {
+        if (be)
+            HT_TRY(ht_backend_download_start(be, j->snapshot[a], from[a], bytes));
+        else
+            memcpy(j->snapshot[a], from[a], bytes);
+    }
+    return be ? ht_backend_synchronize(be) : HT_OK;
 }
 
 void ht_ckpt_job_discard(struct ht_ckpt_job *j)

@@ -49,8 +49,7 @@ struct ht_ckpt_writer {
 static enum ht_status gather_ranges(struct ht_ckpt_range **out, int *max_ranges,
                                     const struct ht_ckpt_writer *w)
 {
-    struct ht_comm_request *req = NULL;
-    enum ht_status st;
+    enum ht_status st = HT_OK;
     int64_t max = w->options.n_slices;
 
     *out = NULL;
@@ -63,15 +62,16 @@ static enum ht_status gather_ranges(struct ht_ckpt_range **out, int *max_ranges,
     for (int i = 0; i < w->options.n_slices; i++)
         all[n * (size_t)w->rank + (size_t)i] =
             (struct ht_ckpt_range){ w->options.slices[i].flat_start, w->options.slices[i].n };
-    if (w->world > 1) {
-        HT_TRY_GOTO(st, failed,
-                    ht_comm_all_gather_start(w->comm, &req, all, (int64_t)(n * sizeof *all)));
-        HT_TRY_GOTO(st, failed, ht_comm_wait(w->comm, &req));
-    }
+    // host memory: the communicator's other collectives may be on a device
+    for (int rank = 0; rank < w->world && w->world > 1; rank++)
+        HT_TRY_GOTO(
+            st, done,
+            ht_comm_broadcast(w->comm, all + n * (size_t)rank, (int64_t)(n * sizeof *all), rank));
     *out = all;
-    return HT_OK;
-failed:
-    return st; // messages may still be under way into `all`: leave it to the exit
+    all = NULL;
+done:
+    free(all);
+    return st;
 }
 
 /* Rank 0: the folder exists, is writable, holds no unfinished saves of dead writers, and has room.

@@ -16,6 +16,7 @@
 #include "core/config/recipe.h"
 #include "core/model/cluster.h"
 #include "distributed/comm.h"
+#include "training/device.h"
 #include "training/signals.h"
 #include "training/trainer.h"
 
@@ -202,19 +203,46 @@ static enum ht_status check_memory(struct ht_plan *plan, const struct ht_config 
                                    const char *recipe, struct ht_comm *comm)
 {
     const enum ht_status st = ht_model_plan(plan, cfg, ht_comm_local_size(comm), "cpu");
-    char text[1024];
+    char text[1024], why[512], ranks[32];
     struct ht_plan gpus;
+    int n;
 
     if (st != HT_ERR_MEMORY) return st;
     snprintf(text, sizeof text, "%s", ht_error_message());
-    if (ht_model_plan(&gpus, cfg, ht_comm_size(comm), "h100") != HT_OK)
-        return HT_FAIL(st, "%s", text);
+    snprintf(ranks, sizeof ranks, " --ranks %d", ht_comm_size(comm));
+    if (cfg->parallel.device == HT_DEVICE_CPU || ht_backend_count_cuda(&n, NULL) == HT_OK)
+        why[0] = '\0';
+    else
+        snprintf(why, sizeof why, " (%s)", ht_error_message());
+    const bool fits = ht_model_plan(&gpus, cfg, ht_comm_size(comm), "h100") == HT_OK;
     return HT_FAIL(
         st,
-        "%s. On %d GPU(s) of 80 GB it would fit; this run is on CPUs. See the plan with: "
-        "hybridtrain --plan --ranks %d --device h100 %s; recipes for a machine like this "
+        "%s. On %d GPU(s) of 80 GB it would %s; this run is on CPUs%s. See the plan with: "
+        "hybridtrain --plan%s --device h100 %s; recipes for a machine like this "
         "one: recipes/quickstart.cfg, recipes/debug_tiny.cfg",
-        text, ht_comm_size(comm), ht_comm_size(comm), recipe);
+        text, ht_comm_size(comm), fits ? "fit" : "not fit either", why, fits ? ranks : "", recipe);
+}
+
+/* What the ranks will run on, and whether the recipe fits it. */
+static enum ht_status check_device(struct ht_plan *plan, enum ht_backend_kind *kind,
+                                   const struct ht_config *cfg, const char *recipe,
+                                   struct ht_comm *comm)
+{
+    const double gib = 1073741824.0;
+    size_t memory_bytes;
+
+    HT_TRY(ht_train_device(kind, &memory_bytes, cfg, comm));
+    if (*kind == HT_BACKEND_CPU) return check_memory(plan, cfg, recipe, comm);
+    // sizes do not depend on which GPU it is; how much memory this host's have is known here
+    const enum ht_status st = ht_model_plan(plan, cfg, ht_comm_size(comm), "h100");
+    if (st != HT_OK && st != HT_ERR_MEMORY) return st;
+    const double room = 0.95 * (double)memory_bytes, need = (double)plan->bytes.total;
+    if (need <= room) return HT_OK;
+    return HT_FAIL(
+        HT_ERR_MEMORY,
+        "%s: a rank needs %.2f GiB, and the smallest GPU here has %.2f for it. What fits: "
+        "hybridtrain --plan --ranks %d --device h100 %s",
+        cfg->train.name, need / gib, room / gib, ht_comm_size(comm), recipe);
 }
 
 static enum ht_status train(struct ht_comm *comm, const struct ht_config *cfg,
@@ -222,12 +250,13 @@ static enum ht_status train(struct ht_comm *comm, const struct ht_config *cfg,
 {
     const int rank = ht_comm_rank(comm), n_ranks = ht_comm_size(comm);
     struct ht_log log = { .level = HT_LOG_INFO, .rank = rank, .n_ranks = n_ranks };
+    enum ht_backend_kind kind = HT_BACKEND_CPU;
     struct ht_plan plan;
     enum ht_status st = HT_OK;
     int lock_fd = -1;
 
     ht_comm_set_timeout(comm, cfg->parallel.timeout_s);
-    st = check_memory(&plan, cfg, path, comm);
+    st = check_device(&plan, &kind, cfg, path, comm);
     if (st != HT_OK && rank == 0) return st; // and ends all: most likely all refuse, one says it
     HT_TRY(ht_comm_barrier(comm));
     if (st != HT_OK) return st;
@@ -241,7 +270,8 @@ static enum ht_status train(struct ht_comm *comm, const struct ht_config *cfg,
         HT_TRY_GOTO(st, done, open_run_files(&log, &lock_fd, cfg, recipe));
         HT_INFO(&log, "%s: %lld parameters, %d rank(s), %lld tokens a step, %lld steps, %s",
                 cfg->train.name, (long long)plan.n_params, n_ranks, (long long)plan.tokens_per_step,
-                (long long)plan.total_steps, ht_isa_name(ht_isa_detect()));
+                (long long)plan.total_steps,
+                kind == HT_BACKEND_CUDA ? "CUDA" : ht_isa_name(ht_isa_detect()));
     }
     HT_TRY_GOTO(st, done, ht_comm_barrier(comm)); // the folder is there, and ours
     HT_TRY_GOTO(st, done, ht_train(cfg, recipe, comm, &log));

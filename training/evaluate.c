@@ -23,11 +23,8 @@ enum ht_status ht_run_evaluate(struct ht_run *r, struct ht_eval_result *out)
         ht_run_pause_point(r, last ? "last-evaluate" : "evaluate");
         HT_TRY(ht_run_agree_to_stop(r, &out->cut_by));
         if (out->cut_by) return HT_OK;
-        const struct ht_model_batch b = { .n_tokens = batch->n_tokens,
-                                          .ids = batch->ids,
-                                          .labels = batch->labels,
-                                          .pos = batch->pos,
-                                          .seqs = batch->seqs };
+        struct ht_model_batch b;
+        HT_TRY(ht_run_put_batch(r, &b, batch));
         HT_TRY(ht_model_evaluate(r->model, r->acts, &b, &loss, NULL));
         sums[0] += loss.loss_sum;
         sums[1] += (double)loss.n_counted;

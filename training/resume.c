@@ -10,62 +10,65 @@
 #include "core/model/params.h"
 #include "training/run.h"
 
-enum ht_status ht_run_publish_weights(struct ht_run *r)
+static enum ht_status random_values(void *user, int64_t flat_start, int64_t n, float *out)
 {
-    const struct ht_zero_slice *slices = ht_zero_slices(r->zero);
-    const int64_t n_matrix = r->model->list.n_matrix;
+    const struct ht_run *r = user;
 
-    for (int i = 0; i < ht_zero_n_slices(r->zero); i++) {
-        const struct ht_zero_slice *s = &slices[i];
-        const int64_t end = s->flat_start + s->n; // zero_stage 0: one slice with both parts
-        const int64_t matrix_end = end < n_matrix ? end : n_matrix;
-        const int64_t vector_start = s->flat_start > n_matrix ? s->flat_start : n_matrix;
-        const float *master = r->master + s->shard_start;
-        if (s->flat_start < matrix_end)
-            ht_convert(ht_run_weight(r, s->flat_start, s->shard_start), r->model->dtype, master,
-                       HT_DTYPE_F32, matrix_end - s->flat_start);
-        if (vector_start < end)
-            memcpy(r->model->vector + (vector_start - n_matrix),
-                   master + (vector_start - s->flat_start),
-                   (size_t)(end - vector_start) * sizeof(float));
-    }
-    return ht_zero_gather_weights(r->zero, r->model->matrix, r->model->dtype, r->model->vector);
+    ht_params_init(out, &r->cfg->model, &r->model->list, r->cfg->train.seed, flat_start, n);
+    return HT_OK;
 }
 
 static enum ht_status start_random(struct ht_run *r)
 {
-    const struct ht_zero_slice *slices = ht_zero_slices(r->zero);
-
-    for (int i = 0; i < ht_zero_n_slices(r->zero); i++)
-        ht_params_init(r->master + slices[i].shard_start, &r->cfg->model, &r->model->list,
-                       r->cfg->train.seed, slices[i].flat_start, slices[i].n);
+    HT_TRY(ht_run_fill(r, r->master, random_values, r));
     return ht_run_publish_weights(r);
+}
+
+static enum ht_status from_whole(void *user, int64_t flat_start, int64_t n, float *out)
+{
+    const float *all = user;
+
+    memcpy(out, all + flat_start, (size_t)n * sizeof *out);
+    return HT_OK;
 }
 
 static enum ht_status start_from_weights(struct ht_run *r)
 {
-    const struct ht_zero_slice *slices = ht_zero_slices(r->zero);
-    const int64_t n_total = r->model->list.n_total;
+    const struct ht_tensor_list *list = &r->model->list;
+    // the working copies follow from the masters where they cannot be written here
+    const bool direct = r->backend.kind == HT_BACKEND_CPU && r->model->matrix;
+    const size_t n_all = (size_t)(2 * list->n_total - list->n_matrix);
     struct ht_weights *w = NULL;
     enum ht_status st = HT_OK;
-    float *all = calloc((size_t)n_total, sizeof *all);
+    float *all = calloc(n_all, sizeof *all); // masters, then the vector part once more
 
     if (!all)
-        return HT_FAIL(HT_ERR_MEMORY, "no memory for %lld weights of %s", (long long)n_total,
+        return HT_FAIL(HT_ERR_MEMORY, "no memory for %lld weights of %s", (long long)list->n_total,
                        r->cfg->train.init_from);
     HT_TRY_GOTO(st, done, ht_weights_open(&w, r->cfg->train.init_from, r->log));
     HT_TRY_GOTO(st, done,
-                ht_weights_load(w, &r->model->list, r->model->matrix, r->model->dtype,
-                                r->model->vector, all));
-    for (int i = 0; i < ht_zero_n_slices(r->zero); i++)
-        memcpy(r->master + slices[i].shard_start, all + slices[i].flat_start,
-               (size_t)slices[i].n * sizeof *all);
+                ht_weights_load(w, list, direct ? r->model->matrix : NULL, r->model->dtype,
+                                direct ? r->model->vector : all + list->n_total, all));
+    HT_TRY_GOTO(st, done, ht_run_fill(r, r->master, from_whole, all));
     HT_INFO(r->log, "weights from %s", ht_weights_resolved_path(w));
-    if (!r->model->matrix) st = ht_run_publish_weights(r);
+    if (!direct) st = ht_run_publish_weights(r);
 done:
     ht_weights_close(w);
     free(all);
     return st;
+}
+
+struct stored { // an array of a checkpoint
+    struct ht_ckpt *c;
+    enum ht_ckpt_array which;
+    const struct ht_tensor_list *list;
+};
+
+static enum ht_status stored_values(void *user, int64_t flat_start, int64_t n, float *out)
+{
+    const struct stored *s = user;
+
+    return ht_ckpt_read_flat(s->c, s->which, s->list, flat_start, n, out);
 }
 
 static enum ht_status read_state(struct ht_run *r, const char *text, const char *path)
@@ -87,7 +90,6 @@ static enum ht_status read_state(struct ht_run *r, const char *text, const char 
 
 static enum ht_status start_from_checkpoint(struct ht_run *r, const char *path)
 {
-    const struct ht_zero_slice *slices = ht_zero_slices(r->zero);
     float *arrays[3] = { r->master, r->exp_avg, r->exp_avg_sq };
     const enum ht_ckpt_array which[3] = { HT_CKPT_MASTER, HT_CKPT_EXP_AVG, HT_CKPT_EXP_AVG_SQ };
     struct ht_loader_state loader_state;
@@ -103,10 +105,8 @@ static enum ht_status start_from_checkpoint(struct ht_run *r, const char *path)
             return st; // no fault of the checkpoint's
         }
         if (st != HT_OK) goto done;
-        for (int i = 0; i < ht_zero_n_slices(r->zero); i++)
-            HT_TRY_GOTO(st, done,
-                        ht_ckpt_read_flat(c, which[a], &r->model->list, slices[i].flat_start,
-                                          slices[i].n, arrays[a] + slices[i].shard_start));
+        struct stored stored = { c, which[a], &r->model->list };
+        HT_TRY_GOTO(st, done, ht_run_fill(r, arrays[a], stored_values, &stored));
     }
     HT_TRY_GOTO(st, done, read_state(r, ht_ckpt_state_json(c), path));
     HT_TRY_GOTO(st, done, ht_loader_state_from_json(&loader_state, ht_ckpt_loader_json(c), path));

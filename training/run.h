@@ -11,6 +11,25 @@
 #include "distributed/comm.h"
 #include "distributed/zero.h"
 
+/* One micro-batch on its way to a device: pinned host memory, and where it is copied to. */
+struct ht_run_slot {
+    int32_t *host, *device;        // ids, labels, positions, sequence starts
+    struct ht_backend_mark copied; // the host's memory may be written again
+};
+
+enum { HT_RUN_SLOTS = 2 };
+
+/* What a step sums up, in the backend's memory; order of additions fixed. */
+struct ht_run_sums {
+    double *micro;   // (micro-batches of a step, 3) loss, z, labels counted
+    double *squares; // (slices) of the summed gradient
+    double *ranks;   // (ranks, 4) loss, z, labels, squares
+    double *total;   // (4) of all ranks
+    float *clip;     // (1) factor of the gradient; NaN: skip the step
+    double *host;    // (4) pinned: total, once `there` is passed
+    struct ht_backend_mark reduce_start, reduce_end, there;
+};
+
 struct ht_run {
     const struct ht_config *cfg; // borrowed, as are recipe, comm and log
     const struct ht_recipe *recipe;
@@ -30,7 +49,11 @@ struct ht_run {
     float *grads; // whole gradient, flat index space (padded); from ZeRO-2 on the vector part's
     struct ht_model_units units;          // from ZeRO-2 on
     float *master, *exp_avg, *exp_avg_sq; // this rank's shard
-    struct ht_arena state;                // holds the four arrays above
+    struct ht_run_sums sums;
+    struct ht_arena state; // of the backend: holds the arrays above
+
+    struct ht_run_slot slots[HT_RUN_SLOTS]; // used where the backend is a device
+    int next_slot;
 
     int64_t step, tokens; // finished
     int64_t saved;        // step of this run's newest checkpoint that it wrote or resumed; -1
@@ -47,6 +70,25 @@ enum ht_status ht_run_create(struct ht_run **out, const struct ht_config *cfg,
                              const struct ht_recipe *recipe, struct ht_comm *comm,
                              const struct ht_log *log);
 void ht_run_free(struct ht_run *r);
+
+/* training/device.c: the backend that the recipe asks for, on this rank. */
+enum ht_status ht_run_create_backend(struct ht_run *r);
+
+/* training/device.c: buffers of micro-batches and of the step's sums; sums are taken from r->state,
+ * which has room for ht_run_sums_bytes more. */
+size_t ht_run_sums_bytes(const struct ht_run *r);
+enum ht_status ht_run_create_buffers(struct ht_run *r);
+void ht_run_free_buffers(struct ht_run *r);
+
+/* training/device.c: a micro-batch where the model can read it, until the one after the next is
+ * put. Enqueued; the loader's may go at once. */
+enum ht_status ht_run_put_batch(struct ht_run *r, struct ht_model_batch *out,
+                                const struct ht_batch *batch);
+
+/* training/device.c: fill this rank's part of one of the three state arrays: source gives elements
+ * [flat_start, flat_start + n) in host memory. */
+typedef enum ht_status ht_state_source(void *user, int64_t flat_start, int64_t n, float *out);
+enum ht_status ht_run_fill(struct ht_run *r, float *array, ht_state_source *source, void *user);
 
 /* training/units.c: from ZeRO-2 on, hand units' weights and gradients to the model. */
 enum ht_status ht_run_create_units(struct ht_run *r);

@@ -2,7 +2,6 @@
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
-#include <unistd.h>
 
 #include "core/base/file.h"
 #include "training/run.h"
@@ -41,17 +40,9 @@ static enum ht_status create_model(struct ht_run *r)
     const struct ht_config *c = r->cfg;
     const int n_ranks = ht_comm_size(r->comm);
     const int64_t n_tokens = c->train.micro_batch * c->data.seq_len;
-    const int local = ht_comm_local_size(r->comm);
     struct ht_tensor_list list;
 
-    // ranks of one host share its cores
-    int threads = c->train.threads;
-    if (threads == 0) {
-        threads = (int)sysconf(_SC_NPROCESSORS_ONLN) / local;
-        if (threads < 1) threads = 1;
-    }
-    HT_TRY(ht_backend_create_cpu(&r->backend, threads, 1 << 20));
-    HT_TRY(ht_comm_use_device(r->comm, &r->backend));
+    HT_TRY(ht_run_create_backend(r));
     HT_TRY(ht_tensor_list_create(&list, &c->model, c->optimizer.decay));
     const int64_t n_matrix = list.n_matrix, n_total = list.n_total;
     ht_tensor_list_free(&list);
@@ -84,12 +75,14 @@ static enum ht_status create_state(struct ht_run *r)
                                 : list->n_total - list->n_matrix;
     const size_t grad_bytes = (size_t)n_grads * sizeof(float);
 
-    HT_TRY(ht_arena_create(&r->state, "gradients and optimiser state",
-                           ht_arena_bytes(grad_bytes) + 3 * ht_arena_bytes(shard_bytes)));
+    HT_TRY(ht_backend_arena_create(&r->state, &r->backend, "gradients and optimiser state",
+                                   ht_arena_bytes(grad_bytes) + 3 * ht_arena_bytes(shard_bytes) +
+                                       ht_run_sums_bytes(r)));
     r->grads = ht_arena_get(&r->state, grad_bytes);
     r->master = ht_arena_get(&r->state, shard_bytes);
     r->exp_avg = ht_arena_get(&r->state, shard_bytes);
     r->exp_avg_sq = ht_arena_get(&r->state, shard_bytes);
+    HT_TRY(ht_run_create_buffers(r));
     return ht_run_create_units(r);
 }
 
@@ -109,7 +102,9 @@ static enum ht_status create_writer(struct ht_run *r)
                                           .background = c->background,
                                           .on_full_pause = c->on_full_pause,
                                           .tokenizer_path = r->cfg->data.tokenizer,
-                                          .log = r->log });
+                                          .log = r->log,
+                                          .be = r->backend.kind == HT_BACKEND_CUDA ? &r->backend
+                                                                                   : NULL });
 }
 
 enum ht_status ht_run_create(struct ht_run **out, const struct ht_config *cfg,
@@ -158,7 +153,8 @@ void ht_run_free(struct ht_run *r)
     ht_acts_free(r->acts);
     ht_model_free(r->model);
     ht_run_free_units(r);
-    ht_arena_free(&r->state);
+    ht_run_free_buffers(r);
+    ht_backend_arena_free(&r->state, &r->backend);
     ht_comm_use_device(r->comm, NULL);
     ht_backend_free(&r->backend);
     free(r->recipe_text);

@@ -31,9 +31,21 @@ done:
     (void)local_rank;
     (void)scratch_bytes;
     st = HT_FAIL(HT_ERR_UNSUPPORTED, "this build has no CUDA backend; configure with nvcc on the "
-                                     "PATH, or run with backend = \"cpu\"");
+                                     "PATH, or run on the CPU");
 #endif
     return st;
+}
+
+enum ht_status ht_backend_count_cuda(int *n, size_t *memory_bytes)
+{
+    *n = 0;
+#ifdef HT_WITH_CUDA
+    return ht_cuda_count(n, memory_bytes);
+#else
+    (void)memory_bytes;
+    return HT_FAIL(HT_ERR_UNSUPPORTED, "this build has no CUDA backend; configure with nvcc on the "
+                                       "PATH");
+#endif
 }
 
 enum ht_status ht_backend_reserve_scratch(struct ht_backend *be, size_t scratch_bytes)
@@ -95,6 +107,37 @@ static enum ht_status host_synchronize(struct ht_backend *be)
     return HT_OK;
 }
 
+static enum ht_status host_mark_set(struct ht_backend *be, struct ht_backend_mark *m)
+{
+    (void)be;
+    (void)m;
+    return HT_OK;
+}
+
+static enum ht_status host_mark_wait(struct ht_backend *be, const struct ht_backend_mark *m)
+{
+    (void)be;
+    (void)m;
+    return HT_OK;
+}
+
+static enum ht_status host_mark_ms(float *ms, struct ht_backend *be,
+                                   const struct ht_backend_mark *from,
+                                   const struct ht_backend_mark *to)
+{
+    (void)be;
+    (void)from;
+    (void)to;
+    *ms = 0.0f;
+    return HT_OK;
+}
+
+static void host_mark_free(struct ht_backend *be, struct ht_backend_mark *m)
+{
+    (void)be;
+    (void)m;
+}
+
 /* ---- which function runs where ---- */
 
 static const struct {
@@ -107,13 +150,21 @@ static const struct {
     enum ht_status (*copy)(struct ht_backend *, void *, const void *, size_t);
     enum ht_status (*zero)(struct ht_backend *, void *, size_t);
     enum ht_status (*synchronize)(struct ht_backend *);
+    enum ht_status (*download_start)(struct ht_backend *, void *, const void *, size_t);
+    enum ht_status (*mark_set)(struct ht_backend *, struct ht_backend_mark *);
+    enum ht_status (*mark_wait)(struct ht_backend *, const struct ht_backend_mark *);
+    enum ht_status (*mark_ms)(float *, struct ht_backend *, const struct ht_backend_mark *,
+                              const struct ht_backend_mark *);
+    void (*mark_free)(struct ht_backend *, struct ht_backend_mark *);
 } memory[HT_BACKEND_COUNT] = {
     [HT_BACKEND_CPU] = { host_alloc, host_free, host_alloc, host_free, host_copy, host_copy,
-                         host_copy, host_zero, host_synchronize },
+                         host_copy, host_zero, host_synchronize, host_copy, host_mark_set,
+                         host_mark_wait, host_mark_ms, host_mark_free },
 #ifdef HT_WITH_CUDA
     [HT_BACKEND_CUDA] = { ht_cuda_alloc, ht_cuda_free, ht_cuda_host_alloc, ht_cuda_host_free,
                           ht_cuda_upload, ht_cuda_download, ht_cuda_copy, ht_cuda_zero,
-                          ht_cuda_synchronize },
+                          ht_cuda_synchronize, ht_cuda_download_start, ht_cuda_mark_set,
+                          ht_cuda_mark_wait, ht_cuda_mark_ms, ht_cuda_mark_free },
 #endif
 };
 
@@ -161,6 +212,34 @@ enum ht_status ht_backend_zero(struct ht_backend *be, void *dst, size_t bytes)
 enum ht_status ht_backend_synchronize(struct ht_backend *be)
 {
     return memory[be->kind].synchronize(be);
+}
+
+enum ht_status ht_backend_download_start(struct ht_backend *be, void *dst, const void *src,
+                                         size_t bytes)
+{
+    return memory[be->kind].download_start(be, dst, src, bytes);
+}
+
+enum ht_status ht_backend_mark_set(struct ht_backend *be, struct ht_backend_mark *m)
+{
+    return memory[be->kind].mark_set(be, m);
+}
+
+enum ht_status ht_backend_mark_wait(struct ht_backend *be, const struct ht_backend_mark *m)
+{
+    return memory[be->kind].mark_wait(be, m);
+}
+
+enum ht_status ht_backend_mark_ms(float *ms, struct ht_backend *be,
+                                  const struct ht_backend_mark *from,
+                                  const struct ht_backend_mark *to)
+{
+    return memory[be->kind].mark_ms(ms, be, from, to);
+}
+
+void ht_backend_mark_free(struct ht_backend *be, struct ht_backend_mark *m)
+{
+    memory[be->kind].mark_free(be, m);
 }
 
 /* ---- arenas ---- */

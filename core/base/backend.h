@@ -37,6 +37,10 @@ enum ht_status ht_backend_create_cpu(struct ht_backend *be, int n_threads, size_
  * this build or this machine has none, naming what is missing ("no CUDA device: ..."). */
 enum ht_status ht_backend_create_cuda(struct ht_backend *be, int local_rank, size_t scratch_bytes);
 
+/* How many CUDA devices this process sees, at least 1; HT_ERR_UNSUPPORTED as above. *memory_bytes
+ * (may be NULL) gets the least that one of them has. */
+enum ht_status ht_backend_count_cuda(int *n, size_t *memory_bytes);
+
 /* Make the scratch arena at least that large (before use only: pieces taken become invalid). */
 enum ht_status ht_backend_reserve_scratch(struct ht_backend *be, size_t scratch_bytes);
 
@@ -70,9 +74,27 @@ enum ht_status ht_backend_upload(struct ht_backend *be, void *dst, const void *s
 /* Backend to host; done on return (waits for everything enqueued before). */
 enum ht_status ht_backend_download(struct ht_backend *be, void *dst, const void *src, size_t bytes);
 
+/* As download, only enqueued: the host's memory is pinned, and has the bytes once a mark that was
+ * set afterwards is passed. */
+enum ht_status ht_backend_download_start(struct ht_backend *be, void *dst, const void *src,
+                                         size_t bytes);
+
 /* Within the backend's memory, enqueued. No overlap. */
 enum ht_status ht_backend_copy(struct ht_backend *be, void *dst, const void *src, size_t bytes);
 enum ht_status ht_backend_zero(struct ht_backend *be, void *dst, size_t bytes);
+
+/* A place in the compute stream. set: after everything enqueued so far; wait: the host, until the
+ * stream has passed it (at once when never set). ms: between two marks that were passed; 0 on the
+ * CPU, where all of this does nothing. */
+struct ht_backend_mark {
+    void *event;
+};
+enum ht_status ht_backend_mark_set(struct ht_backend *be, struct ht_backend_mark *m);
+enum ht_status ht_backend_mark_wait(struct ht_backend *be, const struct ht_backend_mark *m);
+enum ht_status ht_backend_mark_ms(float *ms, struct ht_backend *be,
+                                  const struct ht_backend_mark *from,
+                                  const struct ht_backend_mark *to);
+void ht_backend_mark_free(struct ht_backend *be, struct ht_backend_mark *m);
 
 /* Until everything enqueued is done; reports errors of kernels that ran since the last call. */
 enum ht_status ht_backend_synchronize(struct ht_backend *be);

@@ -36,10 +36,23 @@ static enum ht_status count_devices(int *n)
     if (e == cudaSuccess && *n > 0) return HT_OK;
     *n = 0;
     (void)cudaGetLastError();
-    return HT_FAIL(HT_ERR_UNSUPPORTED,
-                   "no CUDA device: %s; check nvidia-smi and CUDA_VISIBLE_DEVICES, or run with "
-                   "backend = \"cpu\"",
-                   e == cudaSuccess ? "none is visible" : cudaGetErrorString(e));
+    return HT_FAIL(
+        HT_ERR_UNSUPPORTED,
+        "no CUDA device: %s; check nvidia-smi and CUDA_VISIBLE_DEVICES, or run on the CPU",
+        e == cudaSuccess ? "none is visible" : cudaGetErrorString(e));
+}
+
+extern "C" enum ht_status ht_cuda_count(int *n, size_t *memory_bytes)
+{
+    HT_TRY(count_devices(n));
+    if (!memory_bytes) return HT_OK;
+    *memory_bytes = 0;
+    for (int i = 0; i < *n; i++) {
+        struct cudaDeviceProp p;
+        HT_TRY(ht_cuda_check(cudaGetDeviceProperties(&p, i), "device properties"));
+        if (i == 0 || p.totalGlobalMem < *memory_bytes) *memory_bytes = p.totalGlobalMem;
+    }
+    return HT_OK;
 }
 
 static enum ht_status describe(struct ht_cuda_device *d)
@@ -181,4 +194,50 @@ extern "C" enum ht_status ht_cuda_synchronize(struct ht_backend *be)
 {
     HT_TRY(ht_cuda_check(cudaStreamSynchronize(compute_stream(be)), "waiting for the device"));
     return ht_cuda_check(cudaGetLastError(), "waiting for the device");
+}
+
+extern "C" enum ht_status ht_cuda_download_start(struct ht_backend *be, void *dst, const void *src,
+                                                 size_t bytes)
+{
+    return ht_cuda_check(
+        cudaMemcpyAsync(dst, src, bytes, cudaMemcpyDeviceToHost, compute_stream(be)), "download");
+}
+
+/* ---- marks ---- */
+
+extern "C" enum ht_status ht_cuda_mark_set(struct ht_backend *be, struct ht_backend_mark *m)
+{
+    cudaEvent_t e = (cudaEvent_t)m->event;
+
+    if (!e) {
+        HT_TRY(ht_cuda_check(cudaEventCreate(&e), "an event"));
+        m->event = (void *)e;
+    }
+    return ht_cuda_check(cudaEventRecord(e, compute_stream(be)), "an event");
+}
+
+extern "C" enum ht_status ht_cuda_mark_wait(struct ht_backend *be, const struct ht_backend_mark *m)
+{
+    (void)be;
+    if (!m->event) return HT_OK;
+    HT_TRY(ht_cuda_check(cudaEventSynchronize((cudaEvent_t)m->event), "waiting for the device"));
+    return ht_cuda_check(cudaGetLastError(), "waiting for the device");
+}
+
+extern "C" enum ht_status ht_cuda_mark_ms(float *ms, struct ht_backend *be,
+                                          const struct ht_backend_mark *from,
+                                          const struct ht_backend_mark *to)
+{
+    (void)be;
+    *ms = 0.0f;
+    if (!from->event || !to->event) return HT_OK;
+    return ht_cuda_check(cudaEventElapsedTime(ms, (cudaEvent_t)from->event, (cudaEvent_t)to->event),
+                         "event time");
+}
+
+extern "C" void ht_cuda_mark_free(struct ht_backend *be, struct ht_backend_mark *m)
+{
+    (void)be;
+    if (m->event) (void)cudaEventDestroy((cudaEvent_t)m->event);
+    m->event = NULL;
 }

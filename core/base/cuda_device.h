@@ -39,7 +39,15 @@ enum ht_status ht_cuda_upload(struct ht_backend *be, void *dst, const void *src,
 enum ht_status ht_cuda_download(struct ht_backend *be, void *dst, const void *src, size_t bytes);
 enum ht_status ht_cuda_copy(struct ht_backend *be, void *dst, const void *src, size_t bytes);
 enum ht_status ht_cuda_zero(struct ht_backend *be, void *dst, size_t bytes);
+enum ht_status ht_cuda_download_start(struct ht_backend *be, void *dst, const void *src,
+                                      size_t bytes);
 enum ht_status ht_cuda_synchronize(struct ht_backend *be);
+enum ht_status ht_cuda_count(int *n, size_t *memory_bytes);
+enum ht_status ht_cuda_mark_set(struct ht_backend *be, struct ht_backend_mark *m);
+enum ht_status ht_cuda_mark_wait(struct ht_backend *be, const struct ht_backend_mark *m);
+enum ht_status ht_cuda_mark_ms(float *ms, struct ht_backend *be, const struct ht_backend_mark *from,
+                               const struct ht_backend_mark *to);
+void ht_cuda_mark_free(struct ht_backend *be, struct ht_backend_mark *m);
 
 /* HT_OK, or HT_ERR_CUDA with the runtime's text when a launch since the last check failed. */
 enum ht_status ht_cuda_check_launch(struct ht_backend *be, const char *what);

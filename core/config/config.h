@@ -97,7 +97,11 @@ struct ht_schedule_config {
     float min_lr_ratio;
 };
 
+enum ht_device_choice { HT_DEVICE_AUTO, HT_DEVICE_CPU, HT_DEVICE_CUDA };
+
 struct ht_parallel_config {
+    enum ht_device_choice device;
+    bool share_gpus;      // more ranks on a host than it has GPUs
     int zero_stage;       // 0 to 3
     int64_t bucket_bytes; // gradient bucket
     enum ht_dtype wire;   // F32 or BF16: in which gradients travel

@@ -247,6 +247,14 @@ const struct recipe_key recipe_keys[] = {
     { "schedule", "min_lr_ratio", RECIPE_REAL, FIELD(schedule.min_lr_ratio), "0.1", NULL, 0, 1,
       NULL, "", "last learning rate as a share of optimizer.lr", NULL, 0 },
 
+    { "parallel", "device", RECIPE_CHOICE, FIELD(parallel.device), "auto", NULL, NO_LIMIT,
+      "auto|cpu|cuda", "",
+      "what the ranks compute on: `cuda` one GPU each, by their number on the host; `auto` GPUs "
+      "where "
+      "build and host have one that is usable, else the CPU",
+      NULL, 0 },
+    { "parallel", "share_gpus", RECIPE_BOOL, FIELD(parallel.share_gpus), "false", NULL, NO_LIMIT,
+      NULL, "", "let several ranks of a host use one GPU; for tests, NCCL refuses it", NULL, 0 },
     { "parallel", "zero_stage", RECIPE_INT, FIELD(parallel.zero_stage), "1", NULL, 0, 3, NULL, "",
       "sharded over the ranks: 0 nothing, 1 optimiser state, 2 also gradients, 3 also weights; 2 "
       "and 3 move more bytes in every pass",

@@ -84,6 +84,7 @@ static enum ht_status loss_backward(struct ht_model *m, struct ht_acts *a,
                                     .u = a->u_final,
                                     .weight = ht_model_matrix(m, -1, ht_head_role(m)),
                                     .labels = b->labels,
+                                    .sums = b->loss_sums,
                                     .grad_u = a->grad_u_final,
                                     .grad_weight = ht_grad_of(m, grads, -1, ht_head_role(m)) };
     HT_TRY(ht_linear_ce(m->be, &ce));

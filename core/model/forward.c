@@ -89,6 +89,7 @@ enum ht_status ht_model_evaluate(struct ht_model *m, struct ht_acts *a,
                                     .u = a->u_final,
                                     .weight = ht_model_matrix(m, -1, ht_head_role(m)),
                                     .labels = b->labels,
+                                    .sums = b->loss_sums,
                                     .logprobs = logprobs };
     HT_TRY(ht_linear_ce(m->be, &ce));
     HT_TRY(ht_unit_done(m, ht_head_unit(m), false));

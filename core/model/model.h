@@ -70,6 +70,8 @@ struct ht_model_batch {
     const int32_t *ids, *labels, *pos; // (n_tokens), like seqs.starts in the backend's memory;
                                        // labels may be NULL for hidden states only
     struct ht_seqs seqs;
+    double *loss_sums; // (3) in the backend's memory: loss_sum, z_sum, n_counted are written there
+                       // too, and on CUDA nothing waits: struct ht_loss stays zero; or NULL
 };
 
 struct ht_acts; // activations of one micro-batch

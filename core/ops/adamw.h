@@ -32,11 +32,18 @@ enum ht_status ht_adamw_step(struct ht_backend *be, const struct ht_adamw_args *
  * NaN and infinity come through. out is memory of the backend, like x. */
 enum ht_status ht_sum_squares(struct ht_backend *be, double *out, const float *x, int64_t n);
 
+/* out[c] = x[0, c] + x[1, c] + ... in fp64, in a fixed order, all in memory of the backend; x
+ * (n_rows, n_columns). Sums over parts of a buffer, micro-batches, ranks. out is not in x. */
+enum ht_status ht_sum_rows(struct ht_backend *be, double *out, const double *x, int64_t n_rows,
+                           int64_t n_columns);
+
 /* The factor for ht_adamw_step that limits the gradient's norm, without waiting for a device:
  *   norm = grad_scale * sqrt(squares[0])
- *   clip[0] = max_norm / norm when 0 < max_norm < norm, else 1; NaN when norm is not finite
+ *   clip[0] = max_norm / norm when 0 < max_norm < norm, else 1; NaN when norm or loss[0] is
+ *             not finite
+ * loss: memory of the backend, like squares and clip; or NULL
  */
 enum ht_status ht_clip_factor(struct ht_backend *be, float *clip, const double *squares,
-                              double grad_scale, double max_norm);
+                              const double *loss, double grad_scale, double max_norm);
 
 #endif

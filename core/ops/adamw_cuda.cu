@@ -126,19 +126,37 @@ extern "C" enum ht_status ht_sum_squares_cuda(struct ht_backend *be, double *out
     return ht_cuda_check_launch(be, "sum_squares");
 }
 
-static __global__ void clip_factor_kernel(float *clip, const double *squares, double grad_scale,
-                                          double max_norm)
+/* One block per column. */
+static __global__ void __launch_bounds__(kThreads)
+    sum_rows_kernel(double *out, const double *x, int64_t n_rows, int64_t n_columns)
+{
+    double sum = 0.0;
+
+    for (int64_t r = threadIdx.x; r < n_rows; r += kThreads) sum += x[r * n_columns + blockIdx.x];
+    sum = block_sum<kThreads>(sum);
+    if (threadIdx.x == 0) out[blockIdx.x] = sum;
+}
+
+extern "C" enum ht_status ht_sum_rows_cuda(struct ht_backend *be, double *out, const double *x,
+                                           int64_t n_rows, int64_t n_columns)
+{
+    HT_LAUNCH(be, sum_rows_kernel, (unsigned)n_columns, kThreads, 0, out, x, n_rows, n_columns);
+    return ht_cuda_check_launch(be, "sum_rows");
+}
+
+static __global__ void clip_factor_kernel(float *clip, const double *squares, const double *loss,
+                                          double grad_scale, double max_norm)
 {
     const double norm = sqrt(*squares) * grad_scale;
-    *clip = !isfinite(norm)                     ? NAN
-            : max_norm > 0.0 && norm > max_norm ? (float)(max_norm / norm)
-                                                : 1.0f;
+    *clip = !isfinite(norm) || (loss && !isfinite(*loss)) ? NAN
+            : max_norm > 0.0 && norm > max_norm           ? (float)(max_norm / norm)
+                                                          : 1.0f;
 }
 
 extern "C" enum ht_status ht_clip_factor_cuda(struct ht_backend *be, float *clip,
-                                              const double *squares, double grad_scale,
-                                              double max_norm)
+                                              const double *squares, const double *loss,
+                                              double grad_scale, double max_norm)
 {
-    HT_LAUNCH(be, clip_factor_kernel, 1, 1, 0, clip, squares, grad_scale, max_norm);
+    HT_LAUNCH(be, clip_factor_kernel, 1, 1, 0, clip, squares, loss, grad_scale, max_norm);
     return ht_cuda_check_launch(be, "clip_factor");
 }

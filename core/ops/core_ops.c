@@ -26,6 +26,7 @@ static const struct ht_core_ops table[HT_BACKEND_COUNT] = {
         .sum_squares = HT_ISA_ROW(ht_sum_squares_cpu),
         .linear_ce = ALL_LEVELS(ht_linear_ce_cpu),
         .clip_factor = ALL_LEVELS(ht_clip_factor_cpu),
+        .sum_rows = ALL_LEVELS(ht_sum_rows_cpu),
     },
 #ifdef HT_WITH_CUDA
     [HT_BACKEND_CUDA] = {
@@ -41,6 +42,7 @@ static const struct ht_core_ops table[HT_BACKEND_COUNT] = {
         .sum_squares = ALL_LEVELS(ht_sum_squares_cuda),
         .linear_ce = ALL_LEVELS(ht_linear_ce_cuda),
         .clip_factor = ALL_LEVELS(ht_clip_factor_cuda),
+        .sum_rows = ALL_LEVELS(ht_sum_rows_cuda),
     },
 #endif
 };
@@ -281,24 +283,51 @@ enum ht_status ht_sum_squares(struct ht_backend *be, double *out, const float *x
 }
 
 enum ht_status ht_clip_factor_cpu(struct ht_backend *be, float *clip, const double *squares,
-                                  double grad_scale, double max_norm)
+                                  const double *loss, double grad_scale, double max_norm)
 {
     const double norm = sqrt(*squares) * grad_scale;
 
     (void)be;
-    *clip = !isfinite(norm)                     ? NAN
-            : max_norm > 0.0 && norm > max_norm ? (float)(max_norm / norm)
-                                                : 1.0f;
+    *clip = !isfinite(norm) || (loss && !isfinite(*loss)) ? NAN
+            : max_norm > 0.0 && norm > max_norm           ? (float)(max_norm / norm)
+                                                          : 1.0f;
     return HT_OK;
 }
 
 enum ht_status ht_clip_factor(struct ht_backend *be, float *clip, const double *squares,
-                              double grad_scale, double max_norm)
+                              const double *loss, double grad_scale, double max_norm)
 {
     const struct ht_core_ops *ops;
 
     HT_TRY(ht_ops_row(&ops, be, "clip_factor"));
     HT_TRY(ht_ops_check_ptr("clip_factor", "clip", clip, 1));
     HT_TRY(ht_ops_check_ptr("clip_factor", "squares", squares, 1));
-    return ops->clip_factor[be->isa](be, clip, squares, grad_scale, max_norm);
+    return ops->clip_factor[be->isa](be, clip, squares, loss, grad_scale, max_norm);
+}
+
+enum ht_status ht_sum_rows_cpu(struct ht_backend *be, double *out, const double *x, int64_t n_rows,
+                               int64_t n_columns)
+{
+    (void)be;
+    for (int64_t c = 0; c < n_columns; c++) {
+        out[c] = 0.0;
+        for (int64_t r = 0; r < n_rows; r++) out[c] += x[r * n_columns + c];
+    }
+    return HT_OK;
+}
+
+enum ht_status ht_sum_rows(struct ht_backend *be, double *out, const double *x, int64_t n_rows,
+                           int64_t n_columns)
+{
+    const struct ht_core_ops *ops;
+
+    HT_TRY(ht_ops_row(&ops, be, "sum_rows"));
+    if (n_rows < 0 || n_columns < 1)
+        return HT_FAIL(HT_ERR_ARG,
+                       "sum_rows: n_rows is %" PRId64 ", n_columns is %" PRId64
+                       "; at least 0 and 1",
+                       n_rows, n_columns);
+    HT_TRY(ht_ops_check_ptr("sum_rows", "out", out, n_columns));
+    HT_TRY(ht_ops_check_ptr("sum_rows", "x", x, n_rows * n_columns));
+    return ops->sum_rows[be->isa](be, out, x, n_rows, n_columns);
 }

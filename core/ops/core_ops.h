@@ -43,7 +43,9 @@ struct ht_softmax_ce_args {
 };
 typedef enum ht_status ht_linear_ce_fn(struct ht_backend *be, struct ht_linear_ce_args *a);
 typedef enum ht_status ht_clip_factor_fn(struct ht_backend *be, float *clip, const double *squares,
-                                         double grad_scale, double max_norm);
+                                         const double *loss, double grad_scale, double max_norm);
+typedef enum ht_status ht_sum_rows_fn(struct ht_backend *be, double *out, const double *x,
+                                      int64_t n_rows, int64_t n_columns);
 typedef enum ht_status ht_softmax_ce_fn(struct ht_backend *be, const struct ht_softmax_ce_args *a);
 
 /* A tile of a bf16 matrix and its dense fp32 copy: ht_widen_cpu fills the copy; ht_narrow_cpu sets
@@ -68,6 +70,7 @@ ht_gemm_fn ht_gemm_cpu;
 /* loss.c; core_ops.c */
 ht_linear_ce_fn ht_linear_ce_cpu;
 ht_clip_factor_fn ht_clip_factor_cpu;
+ht_sum_rows_fn ht_sum_rows_cpu;
 
 /* gemm_onednn.c: checked arguments, k > 0. */
 ht_gemm_fn ht_gemm_onednn;
@@ -98,6 +101,7 @@ ht_linear_ce_fn ht_linear_ce_cuda;
 ht_adamw_fn ht_adamw_step_cuda;
 ht_sum_squares_fn ht_sum_squares_cuda;
 ht_clip_factor_fn ht_clip_factor_cuda;
+ht_sum_rows_fn ht_sum_rows_cuda;
 
 /* A row of the table: one column per operation, one cell per CPU level (the same function in all of
  * them on CUDA). */
@@ -111,6 +115,7 @@ struct ht_core_ops {
     ht_adamw_fn *adamw_step[HT_ISA_COUNT];
     ht_sum_squares_fn *sum_squares[HT_ISA_COUNT];
     ht_clip_factor_fn *clip_factor[HT_ISA_COUNT];
+    ht_sum_rows_fn *sum_rows[HT_ISA_COUNT];
     // parts of the CPU's products; empty elsewhere
     ht_gemm_fn *gemv[HT_ISA_COUNT];
     ht_tile_fn *widen[HT_ISA_COUNT], *narrow[HT_ISA_COUNT];

@@ -169,9 +169,9 @@ START_TEST(sum_of_squares_and_clip_factor)
         double *out = gpu_new(&be, sizeof *out);
         for (int64_t i = 0; i < n; i++) sum += x.d[i] * x.d[i];
         gpu_ok(ht_sum_squares(&be, out, d, n));
-        gpu_ok(ht_clip_factor(&be, factor, out, 0.5, 1.0));
-        gpu_ok(ht_clip_factor(&be, factor + 1, out, 0.5, 0.0)); // no limit
-        gpu_ok(ht_clip_factor(&be, factor + 2, out, 0.5, 1e9));
+        gpu_ok(ht_clip_factor(&be, factor, out, NULL, 0.5, 1.0));
+        gpu_ok(ht_clip_factor(&be, factor + 1, out, NULL, 0.5, 0.0)); // no limit
+        gpu_ok(ht_clip_factor(&be, factor + 2, out, NULL, 0.5, 1e9));
         gpu_get(&be, &got, out, sizeof got);
         gpu_get(&be, clip, factor, sizeof clip);
         ck_assert_double_le(fabs(got - sum), 1e-12 * sum);
@@ -183,7 +183,7 @@ START_TEST(sum_of_squares_and_clip_factor)
             ((float *)x.p)[n / 2] = INFINITY;
             d = to_gpu(&be, &x);
             gpu_ok(ht_sum_squares(&be, out, d, n));
-            gpu_ok(ht_clip_factor(&be, factor, out, 1.0, 1.0));
+            gpu_ok(ht_clip_factor(&be, factor, out, NULL, 1.0, 1.0));
             gpu_get(&be, clip, factor, sizeof *clip);
             ck_assert_float_nan(clip[0]);
         }
@@ -191,6 +191,64 @@ START_TEST(sum_of_squares_and_clip_factor)
         tensor_free(&x);
         gpu_end(&be);
     }
+}
+END_TEST
+
+/* Of no row, one, fewer and more than a block has threads; on both backends. */
+START_TEST(sums_of_rows)
+{
+    static const int64_t counts[] = { 0, 1, 7, 700 };
+    enum { COLUMNS = 3 };
+    double x[700 * COLUMNS], want[COLUMNS], got[COLUMNS], on_cpu[COLUMNS];
+    struct ht_backend be, cpu;
+
+    gpu_start(&be, 0);
+    gpu_ok(ht_backend_create_cpu(&cpu, 1, 64));
+    for (int i = 0; i < 700 * COLUMNS; i++) x[i] = cos(i) * (i % 5 ? 1.0 : 1e3);
+    double *d = gpu_put(&be, x, sizeof x), *out = gpu_new(&be, sizeof got);
+    for (int k = 0; k < 4; k++) {
+        for (int c = 0; c < COLUMNS; c++) want[c] = 0.0;
+        for (int64_t i = 0; i < counts[k] * COLUMNS; i++) want[i % COLUMNS] += x[i];
+        gpu_ok(ht_sum_rows(&be, out, d, counts[k], COLUMNS));
+        gpu_get(&be, got, out, sizeof got);
+        gpu_ok(ht_sum_rows(&cpu, on_cpu, x, counts[k], COLUMNS));
+        for (int c = 0; c < COLUMNS; c++) {
+            ck_assert_double_eq_tol(got[c], want[c], 1e-9);
+            ck_assert_double_eq(on_cpu[c], want[c]);
+        }
+    }
+    ck_assert_int_eq(ht_sum_rows(&be, out, d, -1, COLUMNS), HT_ERR_ARG);
+    ck_assert_int_eq(ht_sum_rows(&be, out, d, 1, 0), HT_ERR_ARG);
+    ht_backend_free(&cpu);
+    gpu_end(&be);
+}
+END_TEST
+
+/* A loss that is not finite skips the step too. */
+START_TEST(clip_factor_looks_at_the_loss)
+{
+    static const double losses[] = { 3.0, NAN, INFINITY, -INFINITY };
+    const double squares = 4.0;
+    struct ht_backend be, cpu;
+
+    gpu_start(&be, 0);
+    gpu_ok(ht_backend_create_cpu(&cpu, 1, 64));
+    double *d_squares = gpu_put(&be, &squares, sizeof squares);
+    float *d_clip = gpu_new(&be, sizeof *d_clip);
+    for (int k = 0; k < 4; k++) {
+        double *d_loss = gpu_put(&be, &losses[k], sizeof *losses);
+        float clip[2];
+        gpu_ok(ht_clip_factor(&be, d_clip, d_squares, d_loss, 1.0, 1.0));
+        gpu_get(&be, clip, d_clip, sizeof *clip);
+        gpu_ok(ht_clip_factor(&cpu, clip + 1, &squares, &losses[k], 1.0, 1.0));
+        for (int i = 0; i < 2; i++)
+            if (k == 0)
+                ck_assert_float_eq(clip[i], 0.5f);
+            else
+                ck_assert_float_nan(clip[i]);
+    }
+    ht_backend_free(&cpu);
+    gpu_end(&be);
 }
 END_TEST
 
@@ -203,6 +261,8 @@ int main(void)
     tcase_add_loop_test(t, slices_do_not_change_bits, 0, 2);
     tcase_add_loop_test(t, a_norm_that_is_not_finite_changes_nothing, 0, 2);
     tcase_add_test(t, sum_of_squares_and_clip_factor);
+    tcase_add_test(t, sums_of_rows);
+    tcase_add_test(t, clip_factor_looks_at_the_loss);
     suite_add_tcase(s, t);
     return gpu_run_suite(s);
 }

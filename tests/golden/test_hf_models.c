@@ -81,7 +81,7 @@ START_TEST(loss_and_gradients_match)
     struct golden *g = open_golden(folders[_i]);
     float *grads = calloc((size_t)g->m->list.n_total, sizeof(float));
     const int32_t starts[2] = { 0, (int32_t)g->n_tokens };
-    const struct ht_model_batch b = { g->n_tokens, g->ids, g->labels, g->pos, { 1, starts } };
+    const struct ht_model_batch b = { g->n_tokens, g->ids, g->labels, g->pos, { 1, starts }, NULL };
     struct ht_acts *acts;
     struct ht_loss loss;
 

@@ -35,7 +35,7 @@ train() {
     local ranks=$1 name=$2
     shift 2
     ${exec:-} mpirun -n "$ranks" --oversubscribe "$bin/hybridtrain" "$source_dir/recipes/debug_tiny.cfg" \
-        model.vocab_size=320 data.train=train.h5 data.eval=train.h5 data.tokenizer=tokenizer.json \
+        model.vocab_size=320 data.train=train.h5 data.eval=train.h5 data.tokenizer=tokenizer.json parallel.device=cpu \
         train.micro_batch=1 eval.max_tokens=2048 "train.name=$name" "$@"
 }
 # "step loss" of every training line that counts

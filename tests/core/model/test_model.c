@@ -123,7 +123,7 @@ static struct world *make_world(int variant, enum ht_dtype dtype, int threads)
 
 static void bind(struct world *w)
 {
-    w->b = (struct ht_model_batch){ T, w->ids, w->labels, w->pos, { 3, w->starts } };
+    w->b = (struct ht_model_batch){ T, w->ids, w->labels, w->pos, { 3, w->starts }, NULL };
 }
 
 static void free_world(struct world *w)
@@ -257,9 +257,8 @@ START_TEST(packed_row_equals_separate_sequences)
     ck_assert_int_eq(ht_acts_create(&acts, w->m, HT_RECOMPUTE_NONE, false, T), HT_OK);
     for (int s = 0; s < 3; s++) {
         const int32_t from = w->starts[s], one[2] = { 0, w->starts[s + 1] - from };
-        const struct ht_model_batch b = {
-            one[1], w->ids + from, w->labels + from, w->pos + from, { 1, one }
-        };
+        const struct ht_model_batch b = { one[1],        w->ids + from, w->labels + from,
+                                          w->pos + from, { 1, one },    NULL };
         ck_assert_int_eq(ht_model_train(w->m, acts, &b, 0.1f, 1e-2f, sum, &part, NULL, NULL),
                          HT_OK);
         total += part.loss_sum;
@@ -311,7 +310,7 @@ START_TEST(prefill_and_decode_match_the_forward_pass)
     struct ht_state *s;
 
     for (int t = 0; t < T; t++) w->pos[t] = t;
-    w->b = (struct ht_model_batch){ T, w->ids, NULL, w->pos, { 1, whole } };
+    w->b = (struct ht_model_batch){ T, w->ids, NULL, w->pos, { 1, whole }, NULL };
     model_ref_loss(&w->m->cfg, &w->m->list, w->flat64, &w->b, 0.0, logits);
     ck_assert_int_eq(ht_decoder_create(&d, w->m, 32), HT_OK);
     ck_assert_int_eq(ht_state_create(&s, w->m, 64), HT_OK);
@@ -360,7 +359,7 @@ START_TEST(scores_match_the_reference)
     struct ht_state *s;
 
     for (int t = 0; t < T; t++) w->pos[t] = t;
-    w->b = (struct ht_model_batch){ T, w->ids, NULL, w->pos, { 1, whole } };
+    w->b = (struct ht_model_batch){ T, w->ids, NULL, w->pos, { 1, whole }, NULL };
     model_ref_loss(&w->m->cfg, &w->m->list, w->flat64, &w->b, 0.0, logits);
     ck_assert_int_eq(ht_decoder_create(&d, w->m, 16), HT_OK);
     ck_assert_int_eq(ht_state_create(&s, w->m, 64), HT_OK);
