@@ -190,7 +190,7 @@ START_TEST(every_failing_allocation_is_reported)
         if (!reached) break;
         ck_assert_int_eq(st, HT_ERR_MEMORY);
     }
-    ck_assert_int_eq(n, 3);
+    ck_assert_int_ge(n, 4); // each of the four was met
     countdown = 0;
     const enum ht_status st = ht_model_config_from_hf(&m, json, strlen(json), "config.json");
     countdown = -1;
