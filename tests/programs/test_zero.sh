@@ -12,9 +12,10 @@ zero() { # RANKS STAGE NAME [overrides]: few buckets' worth of ragged units, acc
         checkpoint.every_steps=2 train.global_batch_tokens=1536 eval.every_steps=0 schedule.warmup_steps=2 "$@"
 }
 same() { "$tests/ckpt_diff" "$(last "$1")" "$(last "$2")" >diff.txt 2>&1 || { cat diff.txt; fail "$1 and $2 differ"; }; }
-# Another order of additions changes last bits of fp32 gradients; AdamW carries that to the weights. Measured: 2e-7.
+# Another order of additions changes last bits of fp32 gradients; AdamW carries that to the weights, most
+# where a rare token's gradient is little more than rounding. Measured: 2e-7 to 3e-6, by the corpus.
 close() {
-    "$tests/ckpt_diff" --close 2e-6 "$(last "$1")" "$(last "$2")" >diff.txt 2>&1 || { cat diff.txt; fail "$1 is not near $2"; }
+    "$tests/ckpt_diff" --close 2e-5 "$(last "$1")" "$(last "$2")" >diff.txt 2>&1 || { cat diff.txt; fail "$1 is not near $2"; }
 }
 
 zero 1 1 one
