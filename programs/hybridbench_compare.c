@@ -11,6 +11,7 @@
 
 static const char help[] =
     "Usage: hybridbench compare A B [options]\n"
+    "       hybridbench compare --from FILE [--from FILE ...] [--json|--table|--plot ...]\n"
     "\n"
     "Two models on the same engine, in turn: decoding over context and batch, each at equal batch "
     "and at its\n"
@@ -28,12 +29,14 @@ static const char help[] =
     "  --threads N          default: all cores\n"
     "  --json FILE          figures; - for standard output\n"
     "  --table FILE         Markdown (default: to standard output)\n"
-    "  --plot PREFIX        PREFIX-decode.svg and .png\n"
+    "  --plot PREFIX        PREFIX-decode, -equal and -latency, each .svg and .png\n"
+    "  --from FILE          instead of A and B: figures of earlier --json files of other contexts, "
+    "together\n"
     "  --help\n"
     "\n"
     "Exit codes: 0 done, 1 failure at run time, 2 usage, 3 bad model, 5 out of memory.\n";
 
-enum { EXIT_USAGE = 2 };
+enum { EXIT_USAGE = 2, MOST_FILES = HT_COMPARE_MOST };
 
 /* "1024,4096": ascending numbers from 1. */
 static enum ht_status parse_list(int64_t *out, int *n, const char *name, const char *text)
@@ -70,6 +73,8 @@ static enum ht_status parse_size(double *out, const char *text)
 
 struct outputs {
     const char *json, *table, *plot;
+    const char *from[MOST_FILES];
+    int n_from;
 };
 
 static enum ht_status take(struct ht_compare_options *o, struct outputs *out, int option,
@@ -100,6 +105,11 @@ static enum ht_status take(struct ht_compare_options *o, struct outputs *out, in
     case 'j': out->json = text; return HT_OK;
     case 'T': out->table = text; return HT_OK;
     case 'p': out->plot = text; return HT_OK;
+    case 'f':
+        if (out->n_from == MOST_FILES)
+            return HT_FAIL(HT_ERR_ARG, "--from: at most %d files", MOST_FILES);
+        out->from[out->n_from++] = text;
+        return HT_OK;
     default: return HT_FAIL(HT_ERR_ARG, "an option nobody takes");
     }
 }
@@ -110,7 +120,8 @@ int ht_bench_compare(int argc, char **argv)
         { "weights", 1, NULL, 'w' }, { "contexts", 1, NULL, 'c' }, { "batches", 1, NULL, 'b' },
         { "memory", 1, NULL, 'm' },  { "rounds", 1, NULL, 'r' },   { "threads", 1, NULL, 't' },
         { "seconds", 1, NULL, 's' }, { "json", 1, NULL, 'j' },     { "table", 1, NULL, 'T' },
-        { "plot", 1, NULL, 'p' },    { "help", 0, NULL, 'h' },     { NULL, 0, NULL, 0 },
+        { "plot", 1, NULL, 'p' },    { "from", 1, NULL, 'f' },     { "help", 0, NULL, 'h' },
+        { NULL, 0, NULL, 0 },
     };
     struct ht_compare_options o = { .weights = "bf16",
                                     .memory_bytes = 4.0 * 1073741824.0,
@@ -135,13 +146,18 @@ int ht_bench_compare(int argc, char **argv)
             return EXIT_USAGE;
         }
     }
-    if (optind + 2 != argc) {
-        fprintf(stderr, "hybridbench compare: two models are needed; --help tells more\n");
+    if (optind + (out.n_from ? 0 : 2) != argc) {
+        fprintf(stderr, "hybridbench compare: %s; --help tells more\n",
+                out.n_from ? "--from takes the place of models" : "two models are needed");
         return EXIT_USAGE;
     }
-    o.path[0] = argv[optind];
-    o.path[1] = argv[optind + 1];
-    st = ht_compare_run(&result, &o);
+    if (out.n_from) {
+        st = ht_compare_merge(&result, &o, out.from, out.n_from);
+    } else {
+        o.path[0] = argv[optind];
+        o.path[1] = argv[optind + 1];
+        st = ht_compare_run(&result, &o);
+    }
     if (st == HT_OK && out.json) st = ht_compare_json(&result, &o, out.json);
     if (st == HT_OK && (out.table || !out.json))
         st = ht_compare_table(&result, &o, out.table ? out.table : "-");

@@ -3,7 +3,6 @@
 
 #include <stdlib.h>
 #include <string.h>
-#include <sys/resource.h>
 
 #include "bench/hybridbench/samples.h"
 #include "core/base/file.h"
@@ -12,12 +11,14 @@
 #include "core/model/pool.h"
 #include "inference/loaded.h"
 
-enum { BLOCK = 512, MAX_STEPS = 4096 };
+enum { BLOCK = 512, N_READ = 1 << 25 }; // tokens; words of 8 bytes that the reading loop reads
 
 struct bench {
     const struct ht_compare_options *o;
     struct ht_compare_result *r;
     struct ht_loaded l[2];
+    double resident_bytes[2]; // by which opening a model made the process larger
+    int64_t *read;            // (N_READ)
 };
 
 static const struct ht_model_config *config_of(const struct bench *b, int i)
@@ -27,28 +28,29 @@ static const struct ht_model_config *config_of(const struct bench *b, int i)
 
 /* ---- roofs ---- */
 
-/* Bytes a second that all threads read from 1 GiB, the median of five. */
-static enum ht_status measure_read(struct bench *b)
+static enum ht_status open_read(struct bench *b)
 {
-    const int64_t n = (int64_t)1 << 27; // of 8 bytes
-    int64_t *x = malloc((size_t)n * 8), total = 0;
-    struct ht_samples s = { 0 };
-    enum ht_status st = HT_OK;
-
-    if (!x) return HT_FAIL(HT_ERR_MEMORY, "no memory for 1 GiB to read");
+    b->read = malloc((size_t)N_READ * sizeof *b->read);
+    if (!b->read) return HT_FAIL(HT_ERR_MEMORY, "no memory for 256 MiB to read");
 #pragma omp parallel for num_threads(b->r->threads) schedule(static)
-    for (int64_t i = 0; i < n; i++) x[i] = i;
-    for (int k = 0; k < 5; k++) {
-        const double start = ht_time_s();
+    for (int64_t i = 0; i < N_READ; i++) b->read[i] = i;
+    return HT_OK;
+}
+
+/* Bytes a second that all threads read, each from four places in turn, which keeps more reads under
+ * way than one. */
+static double read_rate(const struct bench *b)
+{
+    const int64_t quarter = N_READ / 4, *x = b->read;
+    const double start = ht_time_s();
+    int64_t total = 0;
+
 #pragma omp parallel for simd num_threads(b->r->threads) schedule(static) reduction(+ : total)
-        for (int64_t i = 0; i < n; i++) total += x[i];
-        HT_TRY_GOTO(st, done, ht_samples_add(&s, (double)n * 8.0 / (ht_time_s() - start)));
-    }
-    b->r->read_bytes_per_s = ht_samples_quantile(&s, 0.5) + (total == 42 ? 1.0 : 0.0);
-done:
-    ht_samples_free(&s);
-    free(x);
-    return st;
+    for (int64_t i = 0; i < quarter; i++)
+        total += x[i] + x[i + quarter] + x[i + 2 * quarter] + x[i + 3 * quarter];
+    volatile int64_t sink = total; // or the loop would be left out
+    (void)sink;
+    return 8.0 * N_READ / (ht_time_s() - start);
 }
 
 /* Operations a second of a model's first product with BLOCK rows, the best of five; the better of
@@ -95,7 +97,7 @@ static double matmul_parameters(const struct ht_loaded *l)
 
 static void set_roof(const struct bench *b, struct ht_compare_cell *cell, double tokens)
 {
-    const double by_bytes = cell->step_bytes / b->r->read_bytes_per_s;
+    const double by_bytes = cell->step_bytes / cell->read_bytes_per_s;
     const double by_flop = cell->step_flop / b->r->flop_per_s;
     cell->roof_tokens_per_s = tokens / (by_bytes > by_flop ? by_bytes : by_flop);
 }
@@ -168,8 +170,9 @@ static enum ht_status open_place(struct place *p, const struct bench *b, int i, 
 
 /* Decoding steps for cell_s seconds, at least three; *rate in tokens a second. */
 static enum ht_status decode_round(const struct bench *b, int i, int64_t context, int64_t batch,
-                                   struct ht_samples *steps, double *rate)
+                                   struct ht_samples *steps, double *rate, double *resident)
 {
+    const double before = (double)ht_memory_resident_bytes();
     struct place p;
     enum ht_status st = HT_OK;
     double sum = 0.0;
@@ -186,6 +189,8 @@ static enum ht_status decode_round(const struct bench *b, int i, int64_t context
         n++;
     }
     *rate = (double)(n * batch) / sum;
+    const double now = (double)ht_memory_resident_bytes() - before + b->resident_bytes[i];
+    if (now > *resident) *resident = now;
 done:
     close_place(&p);
     return st;
@@ -228,20 +233,24 @@ static enum ht_status measure_decode(const struct bench *b, int64_t context,
                                      struct ht_compare_cell *cells[2])
 {
     double rate[2][HT_COMPARE_ROUNDS];
-    struct ht_samples steps[2] = { { 0 } };
+    struct ht_samples steps[2] = { { 0 } }, reads = { 0 };
     enum ht_status st = HT_OK;
 
     for (int k = 0; k < b->o->rounds; k++)
-        for (int i = 0; i < 2; i++)
-            if (cells[i]->batch)
-                HT_TRY_GOTO(st, done,
-                            decode_round(b, i, context, cells[i]->batch, &steps[i], &rate[i][k]));
+        for (int i = 0; i < 2; i++) {
+            if (!cells[i]->batch) continue;
+            HT_TRY_GOTO(st, done, ht_samples_add(&reads, read_rate(b)));
+            HT_TRY_GOTO(st, done,
+                        decode_round(b, i, context, cells[i]->batch, &steps[i], &rate[i][k],
+                                     &cells[i]->resident_bytes));
+        }
     for (int i = 0; i < 2; i++) {
         if (!cells[i]->batch) continue;
         cells[i]->tokens_per_s = median(rate[i], b->o->rounds);
         cells[i]->p50_s = ht_samples_quantile(&steps[i], 0.5);
         cells[i]->p90_s = ht_samples_quantile(&steps[i], 0.9);
         cells[i]->p99_s = ht_samples_quantile(&steps[i], 0.99);
+        cells[i]->read_bytes_per_s = ht_samples_quantile(&reads, 0.5);
         set_roof(b, cells[i], (double)cells[i]->batch);
         if (b->o->progress)
             fprintf(b->o->progress, "%s: context %lld, %lld sequences: %.2f tokens/s, roof %.2f\n",
@@ -250,6 +259,7 @@ static enum ht_status measure_decode(const struct bench *b, int64_t context,
     }
 done:
     for (int i = 0; i < 2; i++) ht_samples_free(&steps[i]);
+    ht_samples_free(&reads);
     return st;
 }
 
@@ -264,6 +274,44 @@ static int64_t largest_batch(const struct bench *b, int i, int64_t context)
     return n < 1.0 ? 0 : n > (double)most ? most : (int64_t)n;
 }
 
+void ht_compare_pick_best(struct ht_compare_model *m, const struct ht_compare_options *o, int c)
+{
+    m->best[c] = -1;
+    for (int k = 0; k <= o->n_batches; k++)
+        if (m->decode[c][k].batch && (m->best[c] < 0 || m->decode[c][k].tokens_per_s >
+                                                            m->decode[c][m->best[c]].tokens_per_s))
+            m->best[c] = k;
+}
+
+static enum ht_status measure_prefill(const struct bench *b, int c)
+{
+    const int64_t context = b->o->context[c];
+    double rate[2][HT_COMPARE_ROUNDS];
+    struct ht_samples reads = { 0 };
+    enum ht_status st = HT_OK;
+
+    for (int k = 0; k < b->o->rounds; k++)
+        for (int i = 0; i < 2; i++) {
+            if (largest_batch(b, i, context) == 0) continue;
+            HT_TRY_GOTO(st, done, ht_samples_add(&reads, read_rate(b)));
+            HT_TRY_GOTO(st, done, prefill_round(b, i, context, &rate[i][k]));
+        }
+    for (int i = 0; i < 2; i++) {
+        struct ht_compare_cell *cell = &b->r->model[i].prefill[c];
+        fill_costs(b, i, cell, context, 1, BLOCK);
+        if (largest_batch(b, i, context) == 0) {
+            cell->batch = 0;
+            continue;
+        }
+        cell->tokens_per_s = median(rate[i], b->o->rounds);
+        cell->read_bytes_per_s = ht_samples_quantile(&reads, 0.5);
+        set_roof(b, cell, BLOCK);
+    }
+done:
+    ht_samples_free(&reads);
+    return st;
+}
+
 static enum ht_status run_context(const struct bench *b, int c)
 {
     const int64_t context = b->o->context[c];
@@ -276,35 +324,13 @@ static enum ht_status run_context(const struct bench *b, int c)
             bool listed = false;
             for (int j = 0; k == b->o->n_batches && j < k; j++) listed |= b->o->batch[j] == most;
             cells[i] = &b->r->model[i].decode[c][k];
-            fill_costs(b, i, cells[i], context, batch, batch);
-            if (batch > most || listed) cells[i]->batch = 0;
+            fill_costs(b, i, cells[i], context, batch > 1 ? batch : 1, batch > 1 ? batch : 1);
+            if (most == 0 || batch > most || listed) cells[i]->batch = 0;
         }
         HT_TRY(measure_decode(b, context, cells));
     }
-    for (int i = 0; i < 2; i++) {
-        struct ht_compare_model *m = &b->r->model[i];
-        m->best[c] = -1;
-        for (int k = 0; k <= b->o->n_batches; k++)
-            if (m->decode[c][k].batch &&
-                (m->best[c] < 0 ||
-                 m->decode[c][k].tokens_per_s > m->decode[c][m->best[c]].tokens_per_s))
-                m->best[c] = k;
-    }
-    double rate[2][HT_COMPARE_ROUNDS];
-    for (int k = 0; k < b->o->rounds; k++)
-        for (int i = 0; i < 2; i++)
-            if (largest_batch(b, i, context) > 0) HT_TRY(prefill_round(b, i, context, &rate[i][k]));
-    for (int i = 0; i < 2; i++) {
-        struct ht_compare_cell *cell = &b->r->model[i].prefill[c];
-        fill_costs(b, i, cell, context, 1, BLOCK);
-        if (largest_batch(b, i, context) == 0) {
-            cell->batch = 0;
-            continue;
-        }
-        cell->tokens_per_s = median(rate[i], b->o->rounds);
-        set_roof(b, cell, BLOCK);
-    }
-    return HT_OK;
+    for (int i = 0; i < 2; i++) ht_compare_pick_best(&b->r->model[i], b->o, c);
+    return measure_prefill(b, c);
 }
 
 static enum ht_status open_models(struct bench *b)
@@ -314,6 +340,8 @@ static enum ht_status open_models(struct bench *b)
     for (int i = 0; i < 2; i++) {
         const char *path = b->o->path[i];
         const size_t n = strlen(path);
+        const double before = (double)ht_memory_resident_bytes();
+        if (n >= HT_COMPARE_NAME) return HT_FAIL(HT_ERR_ARG, "%s: the name is too long", path);
         if (n > 4 && strcmp(path + n - 4, ".cfg") == 0) {
             HT_TRY(ht_loaded_random(&b->l[i], path, b->o->weights, b->o->threads, room));
         } else {
@@ -322,13 +350,14 @@ static enum ht_status open_models(struct bench *b)
             HT_TRY(ht_loaded_open(&b->l[i], w, NULL, b->o->weights, b->o->threads, room));
         }
         b->r->threads = b->l[i].backend.n_threads;
+        b->resident_bytes[i] = (double)ht_memory_resident_bytes() - before;
         b->r->model[i] = (struct ht_compare_model){
-            .path = path,
             .weight_bytes = (double)ht_loaded_weight_bytes(&b->l[i]),
             .slot_bytes = (double)ht_pool_slot_bytes(config_of(b, i)),
             .token_bytes = (double)ht_pool_token_bytes(config_of(b, i), b->l[i].model->dtype),
             .n_matmul = matmul_parameters(&b->l[i]),
         };
+        memcpy(b->r->model[i].path, path, n + 1);
     }
     return HT_OK;
 }
@@ -337,16 +366,16 @@ enum ht_status ht_compare_run(struct ht_compare_result *out, const struct ht_com
 {
     struct bench b = { .o = o, .r = out };
     enum ht_status st = HT_OK;
-    struct rusage usage;
 
     *out = (struct ht_compare_result){ 0 };
+    snprintf(out->weights, sizeof out->weights, "%s", o->weights);
     HT_TRY_GOTO(st, done, open_models(&b));
-    HT_TRY_GOTO(st, done, measure_read(&b));
+    HT_TRY_GOTO(st, done, open_read(&b));
     for (int i = 0; i < 2; i++) HT_TRY_GOTO(st, done, measure_flop(&b, b.l[i].model));
     for (int c = 0; c < o->n_contexts; c++) HT_TRY_GOTO(st, done, run_context(&b, c));
-    getrusage(RUSAGE_SELF, &usage);
-    out->peak_bytes = (double)usage.ru_maxrss * 1024.0;
+    out->peak_bytes = (double)ht_memory_peak_bytes();
 done:
+    free(b.read);
     for (int i = 0; i < 2; i++) ht_loaded_close(&b.l[i]);
     return st;
 }

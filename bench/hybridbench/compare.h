@@ -3,8 +3,9 @@
  *
  * Contexts are not read token by token: keys and values of that many tokens are made up
  * (ht_pool_fill), which costs a pass the same. The models take turns, cell by cell and round by
- * round. A roof is the larger of bytes / (rate of a plain reading loop) and operations / (rate of
- * the model's own products with 512 rows), both measured in the same process.
+ * round. A roof is the larger of bytes / (rate of a plain reading loop, between the rounds of the
+ * same cell) and operations / (rate of the models' own products with 512 rows, in the same
+ * process).
  */
 #ifndef HT_HYBRIDBENCH_COMPARE_H
 #define HT_HYBRIDBENCH_COMPARE_H
@@ -14,7 +15,7 @@
 
 #include "core/base/status.h"
 
-enum { HT_COMPARE_MOST = 16, HT_COMPARE_ROUNDS = 15 };
+enum { HT_COMPARE_MOST = 16, HT_COMPARE_ROUNDS = 15, HT_COMPARE_NAME = 512 };
 
 struct ht_compare_options {
     const char *path[2]; // model folders, or recipes: weights drawn at random then
@@ -33,10 +34,12 @@ struct ht_compare_cell {        // of one model
     double tokens_per_s;        // median of the rounds
     double p50_s, p90_s, p99_s; // of a step, over all rounds
     double roof_tokens_per_s, step_bytes, step_flop;
+    double read_bytes_per_s; // of the reading loop between these rounds, median
+    double resident_bytes;   // of this model meanwhile, as the system counts; decoding only
 };
 
 struct ht_compare_model {
-    const char *path;
+    char path[HT_COMPARE_NAME];
     double weight_bytes, slot_bytes, token_bytes, n_matmul; // matmul parameters of a token
     struct ht_compare_cell decode[HT_COMPARE_MOST][HT_COMPARE_MOST + 1]; // [context][batch]; the
     // last: the largest batch that fits, where that is none of the list and below the list's last
@@ -46,19 +49,33 @@ struct ht_compare_model {
 
 struct ht_compare_result {
     struct ht_compare_model model[2];
-    double read_bytes_per_s, flop_per_s;
+    char weights[16];
+    double flop_per_s;
     double peak_bytes; // of the process
     int threads;
 };
 
 enum ht_status ht_compare_run(struct ht_compare_result *out, const struct ht_compare_options *o);
 
-/* The same figures as JSON, as Markdown tables, and as plots PREFIX-decode.{svg,png} (gnuplot). */
+/* The same figures as JSON, as Markdown tables, and as plots PREFIX-decode, -equal and
+ * -latency.{svg,png} (gnuplot). "-": standard output. */
 enum ht_status ht_compare_json(const struct ht_compare_result *r,
                                const struct ht_compare_options *o, const char *path);
 enum ht_status ht_compare_table(const struct ht_compare_result *r,
                                 const struct ht_compare_options *o, const char *path);
 enum ht_status ht_compare_plot(const struct ht_compare_result *r,
                                const struct ht_compare_options *o, const char *prefix);
+
+/* Figures of n files of ht_compare_json, each of other contexts, as if one run had measured them;
+ * o becomes that run's options, its strings those of `out`. HT_ERR_FORMAT: not such a file;
+ * HT_ERR_ARG: other models, weights, threads, memory, rounds or batches, or a context twice. */
+enum ht_status ht_compare_merge(struct ht_compare_result *out, struct ht_compare_options *o,
+                                const char *const *paths, int n);
+
+/* Sets best[c] of a model from its cells. */
+void ht_compare_pick_best(struct ht_compare_model *m, const struct ht_compare_options *o, int c);
+
+/* Text, which it frees, to a file or standard output. */
+enum ht_status ht_compare_publish(const char *path, char *text, size_t n);
 
 #endif

@@ -10,9 +10,11 @@ grep -q '^| 64 | 1 | [0-9.]* ([0-9]*%) | [0-9.]* ([0-9]*%) | [0-9.]* | [0-9.]* |
 grep -q '^| 512 | 1000 | [0-9.]* GB |' table.md || fail "1000 sequences of 512 tokens should not fit 6 MB: $(cat table.md)"
 [ "$(grep -c '"step_p99_s"' figures.json)" -ge 12 ] || fail "figures are missing: $(cat figures.json)"
 ! grep -Eq '"(tokens_per_s|roof_tokens_per_s)": 0\.0' figures.json || fail "a rate of nothing"
-grep -q '<svg' plot-decode.svg || fail "no SVG plot"
-[ "$(head -c 4 plot-decode.png | tail -c 3)" = PNG ] || fail "no PNG plot"
-[ ! -e plot-decode.gp ] || fail "the plot's script is left"
+for plot in decode equal latency; do
+    grep -q '<svg' plot-$plot.svg || fail "no SVG plot: $plot"
+    [ "$(head -c 4 plot-$plot.png | tail -c 3)" = PNG ] || fail "no PNG plot: $plot"
+done
+[ ! -e plot.gp ] || fail "the plot's script is left"
 
 expect 2 compare only_one
 says 'two models'
@@ -25,3 +27,19 @@ expect 2 compare "$recipes/debug_tiny.cfg" "$recipes/debug_tiny.cfg" --weights i
 says 'int4z'
 expect 1 compare "$recipes/debug_tiny.cfg" /nowhere/model
 says '/nowhere/model'
+
+# pieces: the same table again from the file, two contexts from two files, and what does not belong together
+expect 0 compare --from figures.json --table again.md
+diff again.md table.md >&2 || fail "another table from the file"
+for context in 512 64; do
+    expect 0 compare "$recipes/debug_tiny.cfg" "$source_dir/tests/golden/hf/llama" --contexts $context --batches 1,2 --seconds 0.01 \
+        --rounds 1 --json piece$context.json
+done
+expect 0 compare --from piece512.json --from piece64.json --table both.md
+for row in '64 | 1' '64 | 2' '512 | 1' '512 | 2'; do
+    grep -q "^| $row | .*%) | .*%) |" both.md || fail "no row $row: $(cat both.md)"
+done
+expect 2 compare --from piece64.json model
+expect 2 compare --from piece64.json --from figures.json
+says 'only contexts may differ'
+expect 3 compare --from /dev/null
