@@ -30,7 +30,7 @@ enum ht_status ht_train_device(enum ht_backend_kind *kind, size_t *memory_bytes,
     const int local = ht_comm_local_size(comm);
     char why[512] = "";
     int n = 0;
-    int64_t least, most;
+    int64_t least, most, enough;
 
     *kind = HT_BACKEND_CPU;
     *memory_bytes = 0;
@@ -40,8 +40,10 @@ enum ht_status ht_train_device(enum ht_backend_kind *kind, size_t *memory_bytes,
         n = 0;
     }
     least = most = n;
+    enough = local <= n || cfg->parallel.share_gpus;
     HT_TRY(ht_comm_min_i64(comm, &least, 1));
     HT_TRY(ht_comm_max_i64(comm, &most, 1));
+    HT_TRY(ht_comm_min_i64(comm, &enough, 1));
     if (choice == HT_DEVICE_AUTO && most == 0) return HT_OK;
     if (n == 0 && choice == HT_DEVICE_CUDA) return refuse_cuda(comm, why);
     if (n == 0)
@@ -50,7 +52,8 @@ enum ht_status ht_train_device(enum ht_backend_kind *kind, size_t *memory_bytes,
                        ht_comm_rank(comm), why);
     if (least == 0) // the message comes from the rank that has none
         return HT_FAIL(HT_ERR_UNSUPPORTED, "some ranks have no GPU: set parallel.device");
-    if (local > n && !cfg->parallel.share_gpus)
+    if (!enough && choice == HT_DEVICE_AUTO) return HT_OK;
+    if (!enough)
         return HT_FAIL(
             HT_ERR_UNSUPPORTED,
             "%d ranks on this host and %d GPU(s): start at most one rank per GPU, or set "
@@ -68,6 +71,8 @@ enum ht_status ht_run_create_backend(struct ht_run *r)
     size_t memory_bytes;
 
     HT_TRY(ht_train_device(&kind, &memory_bytes, r->cfg, r->comm));
+    if (kind == HT_BACKEND_CPU && memory_bytes > 0)
+        HT_INFO(r->log, "%d ranks on this host and fewer GPUs: training on the CPU", local);
     if (kind == HT_BACKEND_CUDA) {
         HT_TRY(ht_backend_create_cuda(&r->backend, ht_comm_local_rank(r->comm), 1 << 20));
     } else {

@@ -251,7 +251,7 @@ const struct recipe_key recipe_keys[] = {
       "auto|cpu|cuda", "",
       "what the ranks compute on: `cuda` one GPU each, by their number on the host; `auto` GPUs "
       "where "
-      "build and host have one that is usable, else the CPU",
+      "every rank has one that is usable, else the CPU",
       NULL, 0 },
     { "parallel", "share_gpus", RECIPE_BOOL, FIELD(parallel.share_gpus), "false", NULL, NO_LIMIT,
       NULL, "", "let several ranks of a host use one GPU; for tests, NCCL refuses it", NULL, 0 },
