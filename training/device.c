@@ -23,6 +23,23 @@ static enum ht_status refuse_cuda(const struct ht_comm *comm, const char *why)
         ht_comm_rank(comm), why);
 }
 
+/* Whether no other rank would take the same GPU: ranks of a host may see all of its GPUs, or each
+ * its own. */
+static enum ht_status has_its_own(bool *own, bool any, struct ht_comm *comm)
+{
+    const int rank = ht_comm_rank(comm);
+    unsigned char mine[16] = { 0 }, other[16];
+
+    *own = any;
+    if (any) HT_TRY(ht_backend_cuda_uuid(mine, ht_comm_local_rank(comm)));
+    for (int k = 0; k < ht_comm_size(comm); k++) {
+        memcpy(other, mine, sizeof other);
+        HT_TRY(ht_comm_broadcast(comm, other, sizeof other, k));
+        if (k != rank && any && memcmp(other, mine, sizeof mine) == 0) *own = false;
+    }
+    return HT_OK;
+}
+
 enum ht_status ht_train_device(enum ht_backend_kind *kind, size_t *memory_bytes,
                                const struct ht_config *cfg, struct ht_comm *comm)
 {
@@ -31,6 +48,7 @@ enum ht_status ht_train_device(enum ht_backend_kind *kind, size_t *memory_bytes,
     char why[512] = "";
     int n = 0;
     int64_t least, most, enough;
+    bool own;
 
     *kind = HT_BACKEND_CPU;
     *memory_bytes = 0;
@@ -40,7 +58,8 @@ enum ht_status ht_train_device(enum ht_backend_kind *kind, size_t *memory_bytes,
         n = 0;
     }
     least = most = n;
-    enough = local <= n || cfg->parallel.share_gpus;
+    HT_TRY(has_its_own(&own, n > 0, comm));
+    enough = own || cfg->parallel.share_gpus;
     HT_TRY(ht_comm_min_i64(comm, &least, 1));
     HT_TRY(ht_comm_max_i64(comm, &most, 1));
     HT_TRY(ht_comm_min_i64(comm, &enough, 1));

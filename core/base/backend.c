@@ -48,6 +48,17 @@ enum ht_status ht_backend_count_cuda(int *n, size_t *memory_bytes)
 #endif
 }
 
+enum ht_status ht_backend_cuda_uuid(unsigned char uuid[16], int local_rank)
+{
+    memset(uuid, 0, 16);
+#ifdef HT_WITH_CUDA
+    return ht_cuda_uuid(uuid, local_rank);
+#else
+    (void)local_rank;
+    return HT_FAIL(HT_ERR_UNSUPPORTED, "this build has no CUDA backend");
+#endif
+}
+
 enum ht_status ht_backend_reserve_scratch(struct ht_backend *be, size_t scratch_bytes)
 {
     if (scratch_bytes <= be->scratch.size_bytes) return HT_OK;

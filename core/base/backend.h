@@ -41,6 +41,9 @@ enum ht_status ht_backend_create_cuda(struct ht_backend *be, int local_rank, siz
  * (may be NULL) gets the least that one of them has. */
 enum ht_status ht_backend_count_cuda(int *n, size_t *memory_bytes);
 
+/* What no other device in the world has, of the one that create_cuda would take. */
+enum ht_status ht_backend_cuda_uuid(unsigned char uuid[16], int local_rank);
+
 /* Make the scratch arena at least that large (before use only: pieces taken become invalid). */
 enum ht_status ht_backend_reserve_scratch(struct ht_backend *be, size_t scratch_bytes);
 

@@ -55,6 +55,18 @@ extern "C" enum ht_status ht_cuda_count(int *n, size_t *memory_bytes)
     return HT_OK;
 }
 
+extern "C" enum ht_status ht_cuda_uuid(unsigned char uuid[16], int local_rank)
+{
+    struct cudaDeviceProp p;
+    int n = 0;
+
+    HT_TRY(count_devices(&n));
+    HT_TRY(ht_cuda_check(cudaGetDeviceProperties(&p, local_rank % n), "device properties"));
+    static_assert(sizeof p.uuid == 16, "a UUID");
+    memcpy(uuid, &p.uuid, 16);
+    return HT_OK;
+}
+
 static enum ht_status describe(struct ht_cuda_device *d)
 {
     struct cudaDeviceProp p;

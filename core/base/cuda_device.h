@@ -43,6 +43,7 @@ enum ht_status ht_cuda_download_start(struct ht_backend *be, void *dst, const vo
                                       size_t bytes);
 enum ht_status ht_cuda_synchronize(struct ht_backend *be);
 enum ht_status ht_cuda_count(int *n, size_t *memory_bytes);
+enum ht_status ht_cuda_uuid(unsigned char uuid[16], int local_rank);
 enum ht_status ht_cuda_mark_set(struct ht_backend *be, struct ht_backend_mark *m);
 enum ht_status ht_cuda_mark_wait(struct ht_backend *be, const struct ht_backend_mark *m);
 enum ht_status ht_cuda_mark_ms(float *ms, struct ht_backend *be, const struct ht_backend_mark *from,

@@ -188,6 +188,7 @@ cudaError_t cudaSetDevice(int device)
 cudaError_t cudaGetDeviceProperties(struct cudaDeviceProp *p, int)
 {
     snprintf(p->name, sizeof p->name, "emulated");
+    memset(&p->uuid, 1, sizeof p->uuid); // every process has the same device
     p->totalGlobalMem = kHeapBytes;
     return cudaSuccess;
 }

@@ -31,6 +31,9 @@ typedef struct ht_emu_stream *cudaStream_t;
 typedef struct ht_emu_event *cudaEvent_t;
 struct cudaDeviceProp {
     char name[256];
+    struct {
+        char bytes[16];
+    } uuid;
     size_t totalGlobalMem;
 };
 
