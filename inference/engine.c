@@ -115,10 +115,10 @@ static void *engine_thread(void *user)
     while (take_inbox(e, &command)) {
         ht_scheduler_expire(e);
         if (command) run_command(e, command);
-        ht_scheduler_admit(e);
+        enum ht_status st = ht_scheduler_admit(e);
         publish_stats(e);
-        if (ht_engine_step(e) != HT_OK)
-            ht_scheduler_end_all(e, HT_FINISH_ERROR, ht_error_message());
+        if (st == HT_OK) st = ht_engine_step(e);
+        if (st != HT_OK) ht_scheduler_end_all(e, HT_FINISH_ERROR, ht_error_message());
         publish_stats(e);
         give_out_events(e);
     }

@@ -146,7 +146,7 @@ void ht_choice_end(struct ht_engine *e, struct ht_choice *c, enum ht_finish why,
 
 /* scheduler.c */
 void ht_scheduler_enqueue(struct ht_engine *e, struct ht_open_request *r);
-void ht_scheduler_admit(struct ht_engine *e);
+enum ht_status ht_scheduler_admit(struct ht_engine *e);
 void ht_scheduler_cancel(struct ht_engine *e, uint64_t id);
 void ht_scheduler_expire(struct ht_engine *e); // deadlines
 void ht_scheduler_end_choice(struct ht_engine *e, struct ht_choice *c, enum ht_finish why,

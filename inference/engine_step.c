@@ -180,13 +180,16 @@ static enum ht_status echo_block(struct ht_engine *e, struct ht_open_request *r,
     return HT_OK;
 }
 
-static void keep_snapshot(struct ht_engine *e, struct ht_open_request *r, const struct ht_place *at)
+static enum ht_status keep_snapshot(struct ht_engine *e, struct ht_open_request *r,
+                                    const struct ht_place *at)
 {
     const int64_t n = at->n_tokens;
 
-    if (!e->cache || n == 0 || (n != r->snapshot_at[0] && n != r->snapshot_at[1])) return;
+    if (!e->cache || n == 0 || (n != r->snapshot_at[0] && n != r->snapshot_at[1])) return HT_OK;
     void *state = ht_prefix_cache_add(e->cache, r->o.ids, n, ht_pool_export_bytes(e->pool, n));
-    if (state) ht_pool_export(e->pool, at, state);
+    const enum ht_status st = state ? ht_pool_export(e->pool, at, state) : HT_OK;
+    if (st != HT_OK) ht_prefix_cache_drop_newest(e->cache);
+    return st;
 }
 
 /* The prompt is read: forks, and everyone's first token. */
@@ -230,7 +233,7 @@ static enum ht_status read_block(struct ht_engine *e, struct ht_choice *c, int64
 
     HT_TRY(ht_pool_prompt(e->pool, &c->place, r->o.ids + first, n));
     e->stats.prompt_tokens += n;
-    keep_snapshot(e, r, &c->place);
+    HT_TRY(keep_snapshot(e, r, &c->place));
     if (r->o.echo) {
         // cached beginnings have no rows; without log-probabilities none are needed
         if (first == r->cached_tokens && first > 0) HT_TRY(echo_block(e, r, 0, first));

@@ -130,3 +130,12 @@ void *ht_prefix_cache_add(struct ht_prefix_cache *c, const int32_t *ids, int64_t
     c->bytes += bytes;
     return state;
 }
+
+void ht_prefix_cache_drop_newest(struct ht_prefix_cache *c)
+{
+    struct entry *e = c->first;
+
+    c->first = e->next;
+    c->bytes -= e->bytes;
+    entry_free(e);
+}

@@ -38,4 +38,7 @@ int64_t ht_prefix_cache_common(const struct ht_prefix_cache *c, const int32_t *i
 void *ht_prefix_cache_add(struct ht_prefix_cache *c, const int32_t *ids, int64_t n,
                           int64_t state_bytes);
 
+/* Forget what was added last: its state could not be had. */
+void ht_prefix_cache_drop_newest(struct ht_prefix_cache *c);
+
 #endif

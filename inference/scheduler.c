@@ -96,45 +96,55 @@ static bool worth_preempting(const struct ht_engine *e, const struct ht_open_req
     return slots >= r->n_live && kv >= r->n_live * r->kv_tokens;
 }
 
-/* States to host memory, places back, the request to the queue. False without that memory. */
-static bool preempt(struct ht_engine *e, struct ht_open_request *r)
+static void drop_swapped(struct ht_open_request *r)
 {
+    for (int i = 0; i < r->o.n; i++) {
+        free(r->choices[i].swapped);
+        r->choices[i].swapped = NULL;
+    }
+}
+
+/* States to host memory, places back, the request to the queue. *done = false without that memory;
+ * all is as before then. */
+static enum ht_status preempt(struct ht_engine *e, struct ht_open_request *r, bool *done)
+{
+    *done = false;
     for (int i = 0; i < r->o.n; i++) {
         struct ht_choice *c = &r->choices[i];
         if (c->phase == HT_PHASE_OVER || c->phase == HT_PHASE_FORK) continue;
         c->swapped = malloc((size_t)ht_pool_export_bytes(e->pool, c->place.n_tokens));
-        if (!c->swapped) {
-            while (--i >= 0) {
-                free(r->choices[i].swapped);
-                r->choices[i].swapped = NULL;
-            }
-            return false;
+        const enum ht_status st =
+            c->swapped ? ht_pool_export(e->pool, &c->place, c->swapped) : HT_OK;
+        if (!c->swapped || st != HT_OK) {
+            drop_swapped(r);
+            return st;
         }
-        ht_pool_export(e->pool, &c->place, c->swapped);
     }
     for (int i = 0; i < r->o.n; i++) unplace(e, &r->choices[i]);
     r->swapped = true;
     ht_scheduler_enqueue(e, r);
     e->stats.preemptions++;
-    return true;
+    *done = true;
+    return HT_OK;
 }
 
-static void swap_in(struct ht_engine *e, struct ht_open_request *r)
+static enum ht_status swap_in(struct ht_engine *e, struct ht_open_request *r)
 {
     for (int i = 0; i < r->o.n; i++) {
         struct ht_choice *c = &r->choices[i];
         if (!c->swapped) continue;
         // phases that have a state: prompt (as far as read) and decode (all but the last token)
         const int64_t n = c->place.n_tokens;
-        ht_pool_import(e->pool, &c->place, n, c->swapped);
+        HT_TRY(ht_pool_import(e->pool, &c->place, n, c->swapped));
         free(c->swapped);
         c->swapped = NULL;
     }
     r->swapped = false;
+    return HT_OK;
 }
 
 /* Where a fresh request begins: at a snapshot of its beginning, or at nothing. */
-static void begin(struct ht_engine *e, struct ht_open_request *r)
+static enum ht_status begin(struct ht_engine *e, struct ht_open_request *r)
 {
     struct ht_choice *c = &r->choices[0];
     const int64_t chunk = e->o.prefill_chunk, n = r->o.n_ids;
@@ -150,32 +160,33 @@ static void begin(struct ht_engine *e, struct ht_open_request *r)
         r->snapshot_at[0] = n / chunk * chunk;
         r->snapshot_at[1] = shared;
         if (s) {
-            ht_pool_import(e->pool, &c->place, s->n_tokens, s->state);
+            HT_TRY(ht_pool_import(e->pool, &c->place, s->n_tokens, s->state));
             r->cached_tokens = s->n_tokens;
             e->stats.prefix_hits++;
             e->stats.cached_tokens += s->n_tokens;
-            return;
+            return HT_OK;
         }
     }
-    ht_pool_reset(e->pool, &c->place);
+    return ht_pool_reset(e->pool, &c->place);
 }
 
-void ht_scheduler_admit(struct ht_engine *e)
+enum ht_status ht_scheduler_admit(struct ht_engine *e)
 {
+    bool preempted;
+
     while (e->waiting) {
         struct ht_open_request *r = e->waiting;
         while (!place_all(e, r)) {
             struct ht_open_request *v = victim(e, r->o.priority);
-            if (!v || !worth_preempting(e, r)) return;
-            if (!preempt(e, v)) return;
+            if (!v || !worth_preempting(e, r)) return HT_OK;
+            HT_TRY(preempt(e, v, &preempted));
+            if (!preempted) return HT_OK;
         }
         // preempted ones were put behind it: it is still the first
         e->waiting = r->next;
-        if (r->swapped)
-            swap_in(e, r);
-        else
-            begin(e, r);
+        HT_TRY(r->swapped ? swap_in(e, r) : begin(e, r));
     }
+    return HT_OK;
 }
 
 /* ---- ends ---- */
