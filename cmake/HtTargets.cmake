@@ -1,12 +1,13 @@
 # Helpers that every folder's CMakeLists.txt uses.
 
 # maybe-uninitialized depends on how far the optimiser looks: at -O3 gcc 12 sees paths that do not exist
-set(HT_WARNINGS -Wall -Wextra -Wshadow -Wconversion -Wvla -Werror -Wno-error=maybe-uninitialized)
+set(HT_WARNINGS -Wall -Wextra -Wshadow -Wconversion -Wvla -Werror
+  $<$<C_COMPILER_ID:GNU>:-Wno-error=maybe-uninitialized>)
 
 add_library(ht_flags INTERFACE)
 target_compile_options(ht_flags INTERFACE
   "$<$<COMPILE_LANGUAGE:C>:${HT_WARNINGS}>"
-  "$<$<COMPILE_LANGUAGE:CXX>:-Wall;-Wextra;-Wshadow;-Wno-unknown-pragmas;-Werror;-Wno-error=maybe-uninitialized>"
+  "$<$<COMPILE_LANGUAGE:CXX>:-Wall;-Wextra;-Wshadow;-Wno-unknown-pragmas;-Werror;$<$<CXX_COMPILER_ID:GNU>:-Wno-error=maybe-uninitialized>>"
   "$<$<COMPILE_LANGUAGE:C,CXX>:-fno-math-errno;-fno-trapping-math;-ffp-contract=fast>")
 target_compile_definitions(ht_flags INTERFACE _GNU_SOURCE HT_VERSION="${PROJECT_VERSION}")
 target_include_directories(ht_flags INTERFACE ${CMAKE_SOURCE_DIR})
