@@ -54,7 +54,8 @@ enum ht_status ht_stack_forward(struct ht_model *m, struct ht_acts *a,
     if (b->n_tokens > a->max_tokens)
         return HT_FAIL(HT_ERR_ARG, "%lld tokens in a micro-batch; room was planned for %lld",
                        (long long)b->n_tokens, (long long)a->max_tokens);
-    if (m->team && states) m->be->n_threads = ht_team_begin(m->team, b->n_tokens, ht_time_s());
+    if (m->team && states)
+        m->be->n_threads = ht_team_begin(m->team, b->n_tokens, ht_time_s(), ht_team_lost_cores());
     HT_TRY(ht_unit_needed(m, 0, 1, false));
     HT_TRY(ht_model_embed(m, b->n_tokens, b->ids, a->layer[0].r_in));
     HT_TRY(ht_unit_done(m, 0, false));
@@ -70,7 +71,7 @@ enum ht_status ht_stack_forward(struct ht_model *m, struct ht_acts *a,
     }
     HT_TRY(add_and_norm(m, b->n_tokens, ht_model_vector(m, -1, HT_T_FINAL_NORM), residual, branch,
                         a->r_final, a->u_final, a->rstd_final));
-    if (m->team && states) ht_team_end(m->team, ht_time_s());
+    if (m->team && states) ht_team_end(m->team, ht_time_s(), ht_team_lost_cores());
     return HT_OK;
 }
 
