@@ -85,37 +85,14 @@ static void random_ids(struct bench *b, int64_t n, uint64_t from)
                               (uint32_t)b->l.model->cfg.vocab_size);
 }
 
-/* States as if depth tokens had been read: those after a short prompt, then random keys and values
- * between -1 and 1 in the cache's own dtype. */
 static void fill_depth(struct bench *b)
 {
-    const int64_t state = ht_pool_export_bytes(b->pool, 0);
-    const int64_t bytes = ht_pool_export_bytes(b->pool, b->depth > 16 ? b->depth : 16);
-    const bool bf16 = b->l.model->dtype == HT_DTYPE_BF16;
-    char *s = zeros((size_t)bytes, 1);
-
-    for (int64_t i = 0; i < b->batch; i++) {
-        ht_pool_reset(b->pool, &b->place[i]);
-        random_ids(b, 16, (uint64_t)i * 16);
-        check(ht_pool_prompt(b->pool, &b->place[i], b->ids, 16));
-        ht_pool_export(b->pool, &b->place[i], s);
-        for (int64_t k = 0; state + 4 * k < bytes; k++) {
-            const uint32_t r = (uint32_t)ht_rng_u64(11, (uint64_t)i, (uint64_t)k);
-            uint32_t word = (r & 0x807f807fu) | 0x3e803e80u; // two bf16 of magnitude 0.25 to 0.5
-            if (!bf16) {
-                const float f = (float)((double)r / 4294967296.0 - 0.5);
-                memcpy(&word, &f, sizeof word);
-            }
-            memcpy(s + state + 4 * k, &word, 4);
-        }
-        ht_pool_import(b->pool, &b->place[i], b->depth, s);
-    }
-    free(s);
+    for (int64_t i = 0; i < b->batch; i++) check(ht_pool_fill(b->pool, &b->place[i], b->depth));
 }
 
 static double prefill_s(struct bench *b)
 {
-    ht_pool_reset(b->pool, &b->place[0]);
+    check(ht_pool_reset(b->pool, &b->place[0]));
     const double start = ht_time_s();
     for (int64_t done = 0, n; done < b->prefill; done += n) {
         n = b->prefill - done < BLOCK ? b->prefill - done : BLOCK;
