@@ -13,7 +13,7 @@ number() { sed -n "s/.*\"$1\": *\([-0-9.e+]*\).*/\1/p" <<<"$2"; }
 
 printf '| weights | perplexity | bits per byte | against fp32 |\n|---|---|---|---|\n' >&2
 first=
-for format in fp32 stored bf16 int8 int4 int4z; do
+for format in fp32 stored bf16 int8 fp8 int4 int4z; do
     line=$("$bin/hybrideval" --model "$model" --data "$data" --weights "$format" --json \
         ${max_tokens:+--max-tokens "$max_tokens"} 2> >(grep -v tokens/s >&2) | tr -d '\n')
     printf '{"weights": "%s", %s\n' "$format" "${line#\{}"

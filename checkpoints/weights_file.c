@@ -36,6 +36,7 @@ bool ht_wf_form_parse(struct ht_wf_form *f, const char *name, int64_t group)
         { "int8", { .quantised = true, .format = HT_Q_INT8 } },
         { "int4", { .quantised = true, .format = HT_Q_INT4 } },
         { "int4z", { .quantised = true, .format = HT_Q_INT4Z } },
+        { "fp8", { .quantised = true, .format = HT_Q_FP8 } },
     };
 
     for (size_t i = 0; i < sizeof all / sizeof *all; i++)

@@ -2,8 +2,8 @@
  *
  * DIR/
  *   weights.h5     per tensor a group under its name, with attributes `format` (fp32, bf16, int8,
- * int4, int4z), `group` and `shape`, and contiguous datasets: data    fp32, or bf16 as uint16
- * (dense) codes   int8: (out, in); int4*: (out, ceil(in/2)) bytes, even columns in the low half
+ * int4, int4z, fp8), `group` and `shape`, and contiguous datasets: data    fp32, or bf16 as uint16
+ * (dense) codes   int8, fp8 (e4m3 as uint8): (out, in); int4*: (out, ceil(in/2)) bytes, even columns in the low half
  *                    scales  bf16 as uint16 (out, n_groups)
  *                    zeros   uint8 (out, n_groups), int4z only
  *   config.json or recipe.cfg, tokenizer.json and the like, as the source had them
@@ -35,7 +35,7 @@ struct ht_wf_form {         // how a tensor is stored
     int group;
 };
 
-/* "fp32", "bf16", "int8", "int4", "int4z"; and back. */
+/* "fp32", "bf16", "int8", "int4", "int4z", "fp8"; and back. */
 const char *ht_wf_form_name(const struct ht_wf_form *f);
 bool ht_wf_form_parse(struct ht_wf_form *f, const char *name, int64_t group);
 

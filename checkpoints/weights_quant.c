@@ -205,6 +205,8 @@ enum ht_status ht_weights_read_rows(struct ht_weights *w, const struct ht_tensor
 /* True when rows of t are stored as q wants them. */
 static bool stored_as(const struct ht_wf_tensor *t, const struct ht_qmatrix *q)
 {
+    if (q->fp8_group)
+        return t->form.quantised && t->form.format == HT_Q_FP8 && t->form.group == q->fp8_group;
     if (q->format == HT_Q_BF16) return !t->form.quantised && t->form.dtype == HT_DTYPE_BF16;
     return t->form.quantised && t->form.format == q->format && t->form.group == q->group;
 }
@@ -215,7 +217,8 @@ static enum ht_status take_codes(struct ht_qmatrix *q, int64_t row0, struct ht_w
     struct codes c;
     enum ht_status st = HT_OK;
 
-    HT_TRY(codes_create(&c, w, q->format, q->group, turn, q->k));
+    HT_TRY(codes_create(&c, w, t->form.quantised ? t->form.format : HT_Q_BF16, t->form.group, turn,
+                        q->k));
     for (int64_t i = 0; i < t->n_rows; i += turn) {
         struct ht_qrows rows;
         HT_TRY_GOTO(st, done,

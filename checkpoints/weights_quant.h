@@ -7,7 +7,7 @@
  *
  * For a model in format F:
  *   projections (in, out, q, k, v, o, gate, up, down)  F
- *   head                                               int8 where F is int4 or int4z, else F: its
+ *   head                                               int8 where F is int4, int4z or fp8, else F: its
  *                                                      errors reach the logits directly
  *   embedding                                          bf16: looked up, never multiplied by. A tied
  *                                                      head is the embedding: then as the head
@@ -30,7 +30,7 @@ enum { HT_Q_DEFAULT_GROUP = 32 };
 /* The format of a matrix of that role in a model of format f. */
 enum ht_qformat ht_weights_format(enum ht_qformat f, enum ht_tensor_role role, bool tied_head);
 
-/* True when the folder's projections are int8, int4 or int4z (bf16 is dense:
+/* True when the folder's projections are int8, int4, int4z or fp8 (bf16 is dense:
  * ht_weights_stored_dtype); format and group are those of its projections (either may be NULL). */
 bool ht_weights_quantised(const struct ht_weights *w, enum ht_qformat *format, int *group);
 

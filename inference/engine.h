@@ -31,10 +31,10 @@ enum ht_state_format { HT_STATE_F32, HT_STATE_16 };        // 16: stochastic rou
 struct ht_engine_options {
     const char *path;      // run folder, checkpoint, converted folder, or Hugging Face folder
     const char *tokenizer; // tokenizer.json instead of the folder's; NULL
-    const char
-        *weights; // "stored", "fp32", "bf16", "int8", "int4", "int4z": quantised while loading
-    const char *device; // "cpu", "cuda", or "auto": cuda where there is a device; NULL: "cpu"
-    int threads;        // 0: all cores
+    const char *weights;   // "stored", "fp32", "bf16", "int8", "int4", "int4z", "fp8": quantised
+                           // while loading
+    const char *device;    // "cpu", "cuda", or "auto": cuda where there is a device; NULL: "cpu"
+    int threads;           // 0: all cores
     int64_t
         max_context;  // tokens of one sequence; 0: 4096, or less when the model has fewer positions
     int64_t max_seqs; // sequences that run at once; 0: 16

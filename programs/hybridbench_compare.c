@@ -20,7 +20,7 @@ static const char help[] =
     "this machine, measured in the same run, allow. A and B: model folders, or recipes (random "
     "weights).\n"
     "\n"
-    "  --weights FORMAT     bf16 (default), int8, int4, int4z\n"
+    "  --weights FORMAT     bf16 (default), int8, int4, int4z, fp8\n"
     "  --contexts N,N,...   default 1024,4096,16384\n"
     "  --batches N,N,...    default 1,4,16,64; each model's largest is added\n"
     "  --memory SIZE        for one model's weights, states, keys and values (default 4G)\n"

@@ -33,7 +33,7 @@ static const char help[] =
     "  --tokenizer FILE    tokenizer.json to use instead of the model's\n"
     "  --ctx-size N        longest context (default 4096)\n"
     "  --max-tokens N      stop after about N tokens\n"
-    "  --weights FORMAT    stored (default), fp32, bf16, int8, int4 or int4z: what quantising "
+    "  --weights FORMAT    stored (default), fp32, bf16, int8, int4, int4z or fp8: what quantising "
     "costs\n"
     "  --fp32              the same as --weights fp32\n"
     "  --threads N, --json, --version, --help\n"

@@ -39,7 +39,7 @@ static const char help[] =
     "  --seed N                of the draws (default 0)\n"
     "  --ignore-eos            go on after the end-of-text token\n"
     "  --threads N             threads (default: all cores)\n"
-    "  --weights FORMAT        stored (default), fp32, bf16, int8, int4 or int4z: packed while "
+    "  --weights FORMAT        stored (default), fp32, bf16, int8, int4, int4z or fp8: packed while "
     "loading\n"
     "  --fp32                  the same as --weights fp32\n"
     "  --stats                 print speeds to stderr\n"

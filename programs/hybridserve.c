@@ -27,7 +27,7 @@ static const char help[] =
     "  --tokenizer FILE            tokenizer.json to use instead of the model's\n"
     "  --chat-template FILE        Jinja chat template instead of the model's\n"
     "  --served-model-name NAME    its name in the API (default: last part of PATH)\n"
-    "  --quantize FORMAT           weights in memory: stored, fp32, bf16, int8, int4, int4z "
+    "  --quantize FORMAT           weights in memory: stored, fp32, bf16, int8, int4, int4z, fp8 "
     "(default stored)\n"
     "  --kv-cache FORMAT           keys and values: model, bf16, int8 (default model)\n"
     "  --state-cache FORMAT        SSM states: fp32, 16 (default fp32)\n"
@@ -304,7 +304,7 @@ static enum ht_status set_option(struct arguments *a, struct ht_log *log, int co
                                  const char *name, const char *v)
 {
     static const char *const weights[] = {
-        "stored", "fp32", "bf16", "int8", "int4", "int4z", NULL
+        "stored", "fp32", "bf16", "int8", "int4", "int4z", "fp8", NULL
     };
     static const char *const kv[] = { "model", "bf16", "int8", NULL }, *const state[] = { "fp32",
                                                                                           "16",

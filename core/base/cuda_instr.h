@@ -75,6 +75,18 @@ static __device__ __forceinline__ uint32_t bf16x2_sub(uint32_t a, uint32_t b)
     return out;
 }
 
+/* a * b, of two bf16 numbers each; subnormals count. */
+static __device__ __forceinline__ uint32_t bf16x2_mul(uint32_t a, uint32_t b)
+{
+    __nv_bfloat162 u, v;
+    memcpy(&u, &a, sizeof u);
+    memcpy(&v, &b, sizeof v);
+    const __nv_bfloat162 d = __hmul2(u, v);
+    uint32_t out;
+    memcpy(&out, &d, sizeof out);
+    return out;
+}
+
 /* Nearest value with 10 bits of mantissa, ties away; the multiplier ignores what is below. */
 static __device__ __forceinline__ uint32_t to_tf32(float v)
 {

@@ -8,6 +8,7 @@
 #include <sys/mman.h>
 
 #include "core/ops/core_ops.h"
+#include "core/ops/fp8.h"
 #include "core/ops/quant_impl.h"
 
 static ht_qgemm_fn *const table[HT_BACKEND_COUNT][HT_ISA_COUNT] = {
@@ -17,7 +18,7 @@ static ht_qgemm_fn *const table[HT_BACKEND_COUNT][HT_ISA_COUNT] = {
 #endif
 };
 
-static const char *const names[HT_Q_COUNT] = { "bf16", "int8", "int4", "int4z" };
+static const char *const names[HT_Q_COUNT] = { "bf16", "int8", "int4", "int4z", "fp8" };
 
 const char *ht_qformat_name(enum ht_qformat f)
 {
@@ -31,7 +32,8 @@ enum ht_status ht_qformat_parse(enum ht_qformat *out, const char *name)
             *out = (enum ht_qformat)f;
             return HT_OK;
         }
-    return HT_FAIL(HT_ERR_ARG, "weight format '%.40s'; it must be bf16, int8, int4 or int4z", name);
+    return HT_FAIL(HT_ERR_ARG, "weight format '%.40s'; it must be bf16, int8, int4, int4z or fp8",
+                   name);
 }
 
 /* ---- matrices ---- */
@@ -46,19 +48,22 @@ static enum ht_status check_format(enum ht_qformat f, int group)
     return HT_OK;
 }
 
-/* Everything but data. device: NULL for host memory. */
+/* Everything but data. device: NULL for host memory, where fp8 is held as bf16. */
 static void set_sizes(struct ht_qmatrix *q, struct ht_backend *device, enum ht_qformat f, int group,
                       int64_t n, int64_t k)
 {
+    const bool fp8 = f == HT_Q_FP8 && !device;
+    if (fp8) f = HT_Q_BF16;
     const int64_t unit = device ? HT_Q_DEVICE_UNIT : f == HT_Q_BF16 ? 32 : group;
 
-    *q = (struct ht_qmatrix){
-        .format = f, .group = f == HT_Q_BF16 ? 32 : group, .n = n, .k = k, .be = device
-    };
+    *q = (struct ht_qmatrix){ .format = f,
+                              .group = f == HT_Q_BF16 ? 32 : group,
+                              .n = n,
+                              .k = k,
+                              .fp8_group = fp8 ? group : 0,
+                              .be = device };
     q->k_padded = (k + unit - 1) / unit * unit;
-    const int64_t code_bytes = f == HT_Q_BF16   ? 2 * q->k_padded
-                               : f == HT_Q_INT8 ? q->k_padded
-                                                : q->k_padded / 2;
+    const int64_t code_bytes = ht_q_code_bytes(f, q->k_padded);
     q->strip_bytes =
         (device ? ht_q_device_codes_at(q) : ht_q_codes_at(q)) + (size_t)(HT_Q_STRIP * code_bytes);
     q->bytes = q->strip_bytes * (size_t)ht_q_n_strips(q);
@@ -160,26 +165,78 @@ static enum ht_status check_ld(const char *what, int64_t ld, int64_t row)
                    row);
 }
 
+/* Format and group that rows for q have. */
+static enum ht_qformat rows_format(const struct ht_qmatrix *q)
+{
+    return q->fp8_group ? HT_Q_FP8 : q->format;
+}
+static int rows_group(const struct ht_qmatrix *q)
+{
+    return q->fp8_group ? q->fp8_group : q->group;
+}
+
+/* Checked rows, fp8 as bf16 where q holds it so. */
+static enum ht_status pack_rows(struct ht_qmatrix *q, int n_threads, int64_t row0,
+                                const struct ht_qrows *rows)
+{
+    if (q->be) return ht_qmatrix_device_pack(q, n_threads, row0, rows);
+    if (!q->fp8_group) {
+        ht_qmatrix_pack(q, n_threads, row0, rows);
+        return HT_OK;
+    }
+    const int64_t n_groups = ht_q_groups(HT_Q_FP8, rows->group, q->k);
+    float *values = malloc((size_t)q->k * sizeof *values);
+    ht_bf16 *row = malloc((size_t)q->k * sizeof *row);
+    for (int64_t i = 0; values && row && i < rows->n_rows; i++) {
+        struct ht_qrows one = *rows;
+        one.n_rows = 1;
+        one.codes = (const unsigned char *)rows->codes + i * q->k;
+        one.scales = rows->scales + i * n_groups;
+        ht_dequantise_rows(&one, values, q->k);
+        ht_convert(row, HT_DTYPE_BF16, values, HT_DTYPE_F32, q->k);
+        ht_qmatrix_pack(
+            q, 1, row0 + i,
+            &(struct ht_qrows){ .format = HT_Q_BF16, .n_rows = 1, .k = q->k, .codes = row });
+    }
+    const bool enough = values && row;
+    free(values);
+    free(row);
+    return enough ? HT_OK : HT_FAIL(HT_ERR_MEMORY, "quant: no memory for a row of %" PRId64, q->k);
+}
+
+/* A NaN would not be one in the kernels, which have no time to look. */
+static enum ht_status check_fp8(const struct ht_qrows *rows)
+{
+    const unsigned char *codes = rows->codes;
+
+    for (int64_t i = 0; i < rows->n_rows * rows->k; i++)
+        if ((codes[i] & 0x7f) == HT_FP8_NAN)
+            return HT_FAIL(HT_ERR_NUMERIC,
+                           "quant: the fp8 code at row %" PRId64 ", column %" PRId64 " is NaN",
+                           i / rows->k, i % rows->k);
+    return HT_OK;
+}
+
 enum ht_status ht_qmatrix_set_qrows(struct ht_qmatrix *q, struct ht_backend *be, int64_t row0,
                                     const struct ht_qrows *rows)
 {
     HT_TRY(check_rows(q, row0, rows->n_rows));
-    if (rows->format != q->format || rows->k != q->k ||
-        (q->format != HT_Q_BF16 && rows->group != q->group))
+    const enum ht_qformat format = rows_format(q);
+    if (rows->format != format || rows->k != q->k ||
+        (format != HT_Q_BF16 && rows->group != rows_group(q)))
         return HT_FAIL(HT_ERR_ARG,
                        "quant: rows of %s, group %d, %" PRId64
                        " columns for a matrix of %s, group %d, "
                        "%" PRId64 " columns",
-                       ht_qformat_name(rows->format), rows->group, rows->k,
-                       ht_qformat_name(q->format), q->group, q->k);
+                       ht_qformat_name(rows->format), rows->group, rows->k, ht_qformat_name(format),
+                       rows_group(q), q->k);
     HT_TRY(ht_ops_check_ptr("quant", "codes", rows->codes, rows->n_rows));
-    if (q->format != HT_Q_BF16)
+    if (format != HT_Q_BF16)
         HT_TRY(ht_ops_check_ptr("quant", "scales", rows->scales, rows->n_rows));
     if (q->format == HT_Q_INT4Z)
         HT_TRY(ht_ops_check_ptr("quant", "zeros", rows->zeros, rows->n_rows));
-    if (q->be) return ht_qmatrix_device_pack(q, be ? be->n_threads : 1, row0, rows);
-    ht_qmatrix_pack(q, be ? be->n_threads : 1, row0, rows);
-    return HT_OK;
+    if (format == HT_Q_FP8) HT_TRY(check_fp8(rows));
+    return pack_rows(q, be ? be->n_threads : 1, row0, rows);
 }
 
 enum ht_status ht_qmatrix_get_rows(const struct ht_qmatrix *q, int64_t row0, int64_t n_rows,
@@ -240,8 +297,10 @@ enum ht_status ht_qmatrix_set_rows(struct ht_qmatrix *q, struct ht_backend *be, 
     HT_TRY(check_ld("ldw", ldw, q->k));
     HT_TRY(ht_ops_check_dtype("quant", dtype));
     HT_TRY(ht_ops_check_ptr("quant", "w", w, n_rows));
-    const int64_t code = ht_q_code_bytes(q->format, q->k);
-    const int64_t n_groups = ht_q_groups(q->format, q->group, q->k);
+    const enum ht_qformat format = rows_format(q);
+    const int group = rows_group(q);
+    const int64_t code = ht_q_code_bytes(format, q->k);
+    const int64_t n_groups = ht_q_groups(format, group, q->k);
     int64_t turn = SET_BYTES / code / 16 * 16;
     if (turn < 16 * n_threads) turn = 16 * n_threads;
     if (turn > n_rows) turn = n_rows;
@@ -257,20 +316,17 @@ enum ht_status ht_qmatrix_set_rows(struct ht_qmatrix *q, struct ht_backend *be, 
     for (int64_t i = 0; i < n_rows; i += turn) {
         const int64_t n = n_rows - i < turn ? n_rows - i : turn;
         HT_TRY_GOTO(st, done,
-                    ht_quantise_rows(n_threads, q->format, q->group,
+                    ht_quantise_rows(n_threads, format, group,
                                      (const char *)w + (size_t)(i * ldw) * ht_dtype_bytes(dtype),
                                      dtype, ldw, n, q->k, codes, scales, zeros));
-        const struct ht_qrows rows = { .format = q->format,
-                                       .group = q->group,
+        const struct ht_qrows rows = { .format = format,
+                                       .group = group,
                                        .n_rows = n,
                                        .k = q->k,
                                        .codes = codes,
                                        .scales = scales,
                                        .zeros = zeros };
-        if (q->be)
-            HT_TRY_GOTO(st, done, ht_qmatrix_device_pack(q, n_threads, row0 + i, &rows));
-        else
-            ht_qmatrix_pack(q, n_threads, row0 + i, &rows);
+        HT_TRY_GOTO(st, done, pack_rows(q, n_threads, row0 + i, &rows));
     }
 done:
     free(codes);

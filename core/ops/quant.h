@@ -6,10 +6,13 @@
  *   HT_Q_INT8    w = scale * q,          q in -127..127      8.5 (group 32), 8.25 (64)
  *   HT_Q_INT4    w = scale * (q - 8),    q in 0..15          4.5,            4.25
  *   HT_Q_INT4Z   w = scale * (q - zero), q, zero in 0..15    4.75,           4.375
+ *   HT_Q_FP8     w = scale * e4m3 (fp8.h)                    8.5,            8.25 (host: 16)
  *
  * Scales are bf16, zero points are integers. int8 scales come from the largest magnitude, those of
- * 4 bits from a search for the least squared error (quant_rows.c). A matrix is packed once, into
- * strips of 16 rows (quant_impl.h), and then streamed.
+ * 4 bits from a search for the least squared error (quant_rows.c); those of fp8 are powers of two,
+ * so every value is a bf16 number: a matrix of the host holds those numbers as HT_Q_BF16 does and
+ * its format is HT_Q_BF16, as no CPU multiplies fp8; one of a device holds the codes. A matrix is
+ * packed once, into strips of 16 rows (quant_impl.h), and then streamed.
  *
  * Arithmetic of a product, for every m:
  *   int8, int4, int4z  a row of x is quantised to int8 with one fp32 scale per group (`precise`: to
@@ -24,7 +27,8 @@
  * Error from x alone, root mean square over that of y, normal data (measured; test_quant.c bounds
  * it): int8, int4, int4z 0.0052 (group 64: 0.0056), `precise` 0.00002, bf16 0.0017 from fp32 x and
  * none from bf16 x. From W alone: bf16 0.0017, int8 0.0051 (64: 0.0056), int4 0.076 (0.083), int4z
- * 0.074 (0.082). A NaN or infinity in a row of x makes its row of y NaN (bf16: NaN or infinite).
+ * 0.074 (0.082), fp8 0.027 (0.027). A NaN or infinity in a row of x makes its row of y NaN (bf16:
+ * NaN or infinite).
  */
 #ifndef HT_OPS_QUANT_H
 #define HT_OPS_QUANT_H
@@ -37,9 +41,9 @@
 #include "core/base/backend.h"
 #include "core/base/dtype.h"
 
-enum ht_qformat { HT_Q_BF16, HT_Q_INT8, HT_Q_INT4, HT_Q_INT4Z, HT_Q_COUNT };
+enum ht_qformat { HT_Q_BF16, HT_Q_INT8, HT_Q_INT4, HT_Q_INT4Z, HT_Q_FP8, HT_Q_COUNT };
 
-/* "bf16", "int8", "int4", "int4z"; and back (HT_ERR_ARG lists the names). */
+/* "bf16", "int8", "int4", "int4z", "fp8"; and back (HT_ERR_ARG lists the names). */
 const char *ht_qformat_name(enum ht_qformat f);
 enum ht_status ht_qformat_parse(enum ht_qformat *out, const char *name);
 
@@ -49,7 +53,8 @@ struct ht_qrows {
     enum ht_qformat format;
     int group;             // 32 or 64; ignored by bf16
     int64_t n_rows, k;     // n_groups = ceil(k / group), the last one may be short
-    const void *codes;     // bf16: (n_rows, k) ht_bf16; int8: (n_rows, k) int8_t;
+    const void *codes;     // bf16: (n_rows, k) ht_bf16; int8: (n_rows, k) int8_t; fp8: the same
+                           // of bytes, none of them NaN;
                            // int4: (n_rows, ceil(k/2)) bytes, even k in the low half
     const ht_bf16 *scales; // (n_rows, n_groups); NULL for bf16
     const uint8_t *zeros;  // (n_rows, n_groups); int4z only
@@ -62,7 +67,7 @@ static inline int64_t ht_q_groups(enum ht_qformat f, int group, int64_t k)
 /* Bytes of one row's codes. */
 static inline int64_t ht_q_code_bytes(enum ht_qformat f, int64_t k)
 {
-    return f == HT_Q_BF16 ? 2 * k : f == HT_Q_INT8 ? k : (k + 1) / 2;
+    return f == HT_Q_BF16 ? 2 * k : f == HT_Q_INT8 || f == HT_Q_FP8 ? k : (k + 1) / 2;
 }
 
 /* Quantise n_rows rows of w (fp32 or bf16, ldw elements apart) into codes, scales and zeros laid
@@ -85,6 +90,7 @@ struct ht_qmatrix { // read-only for callers
     size_t bytes;        // of data: what a product with few rows of x reads
     unsigned char *data; // 64-byte aligned
     bool owned;
+    int fp8_group;         // not 0: format is bf16, values are those of HT_Q_FP8 in such groups
     struct ht_backend *be; // whose memory data is (borrowed); NULL: the host's
 };
 
@@ -105,7 +111,8 @@ void ht_qmatrix_free(struct ht_qmatrix *q); // nothing to free when it lives in 
 enum ht_status ht_qmatrix_set_rows(struct ht_qmatrix *q, struct ht_backend *be, int64_t row0,
                                    int64_t n_rows, const void *w, enum ht_dtype dtype, int64_t ldw);
 
-/* Pack rows that are quantised already; format, group and k must be those of q. */
+/* Pack rows that are quantised already; format, group and k must be those that q was created with.
+ * HT_ERR_NUMERIC: an fp8 code that is NaN. */
 enum ht_status ht_qmatrix_set_qrows(struct ht_qmatrix *q, struct ht_backend *be, int64_t row0,
                                     const struct ht_qrows *rows);
 

@@ -3,7 +3,8 @@
  * Both kernels multiply with mma.sync, 16 rows of W by 8 rows of x by 16 columns, W as the A
  * operand: its codes come from memory in the lanes' order, 16 bytes at a time, and become bf16 in
  * registers by two logic operations and one subtraction per pair (int4: 0x4300 | q is the bf16 128
- * + q). Scales multiply the fp32 sum over a group.
+ * + q; fp8: e4m3's exponent and fraction in their places are a bf16 2^120 times too small). Scales
+ * multiply the fp32 sum over a group.
  *
  *   sum = 0;  for the 8 parts of k, in order:  sum += part
  *   part = 0; for its groups, in order:        part += scale * (sum of the group's products)
@@ -20,6 +21,7 @@
 
 extern "C" {
 #include "core/ops/core_ops.h"
+#include "core/ops/fp8.h"
 #include "core/ops/quant_impl.h"
 }
 
@@ -42,9 +44,9 @@ struct qgemm_params {
 
 /* Loads of 16 bytes per lane and unit; groups per unit. */
 template <int kF>
-constexpr int kLoads = kF == HT_Q_BF16   ? 4
-                       : kF == HT_Q_INT8 ? 2
-                                         : 1;
+constexpr int kLoads = kF == HT_Q_BF16                     ? 4
+                       : kF == HT_Q_INT8 || kF == HT_Q_FP8 ? 2
+                                                           : 1;
 
 template <int kF, int kGroups>
 struct unit_codes {
@@ -91,6 +93,12 @@ static __device__ __forceinline__ void fragment(uint32_t (&a)[4], const unit_cod
         for (int i = 0; i < 4; i++) {
             const uint32_t w = word_of(u.codes[step / 2], step % 2 * 2 + i % 2) >> (i / 2 * 8);
             a[i] = bf16x2_sub((w & 0x007f007fu) | 0x43004300u, (w & 0x00800080u) | 0x43004300u);
+        }
+    } else if constexpr (kF == HT_Q_FP8) {
+#pragma unroll
+        for (int i = 0; i < 4; i++) {
+            const uint32_t w = word_of(u.codes[step / 2], step % 2 * 2 + i % 2) >> (i / 2 * 8);
+            a[i] = bf16x2_mul((w & 0x007f007fu) << 4 | (w & 0x00800080u) << 8, 0x7b807b80u);
         }
     } else {
         uint32_t offset[2] = { 0x43084308u, 0x43084308u };
@@ -333,6 +341,7 @@ enum ht_status launch_format(struct ht_backend *be, const qgemm_params &p, enum 
     switch (f) {
     case HT_Q_BF16: return launch<HT_Q_BF16, 1>(be, p);
     case HT_Q_INT8: return group == 32 ? launch<HT_Q_INT8, 2>(be, p) : launch<HT_Q_INT8, 1>(be, p);
+    case HT_Q_FP8: return group == 32 ? launch<HT_Q_FP8, 2>(be, p) : launch<HT_Q_FP8, 1>(be, p);
     case HT_Q_INT4: return group == 32 ? launch<HT_Q_INT4, 2>(be, p) : launch<HT_Q_INT4, 1>(be, p);
     default: return group == 32 ? launch<HT_Q_INT4Z, 2>(be, p) : launch<HT_Q_INT4Z, 1>(be, p);
     }
@@ -369,7 +378,7 @@ __global__ void __launch_bounds__(256) qmatrix_embed_kernel(const embed_params p
             const int zero = p.format == HT_Q_INT4Z ? strip[p.zeros_at + s] : 8;
             const int q =
                 p.format == HT_Q_INT8 ? (int)(int8_t)*code : (*code >> at.shift & 15) - zero;
-            v = scale * (float)q;
+            v = scale * (p.format == HT_Q_FP8 ? ht_fp8_to_f32(*code, HT_FP8_E4M3) : (float)q);
         }
         p.out[token * p.k + k] = v * p.multiplier;
     }

@@ -8,6 +8,7 @@
 #include <string.h>
 
 #include "core/ops/core_ops.h"
+#include "core/ops/fp8.h"
 #include "core/ops/quant_impl.h"
 
 enum ht_status ht_qmatrix_device_create(struct ht_qmatrix *q)
@@ -30,7 +31,8 @@ static void put_code(struct ht_qmatrix *q, unsigned char *strip, int64_t row, in
 
     switch (q->format) {
     case HT_Q_BF16: memcpy(to, src + 2 * k, 2); break;
-    case HT_Q_INT8: *to = src[k]; break;
+    case HT_Q_INT8:
+    case HT_Q_FP8: *to = src[k]; break;
     default:
         *to = (unsigned char)((*to & ~(15 << at.shift)) | (src[k / 2] >> (k % 2 ? 4 : 0) & 15)
                                                               << at.shift);
@@ -66,6 +68,7 @@ static float value(const struct ht_qmatrix *q, const unsigned char *strip, int64
     const int64_t s = k / q->group * HT_Q_STRIP + ht_q_device_scale(row);
     memcpy(&b, strip + 2 * s, 2);
     if (q->format == HT_Q_INT8) return ht_bf16_to_f32(b) * (float)(int8_t)*code;
+    if (q->format == HT_Q_FP8) return ht_bf16_to_f32(b) * ht_fp8_to_f32(*code, HT_FP8_E4M3);
     const int zero = q->format == HT_Q_INT4 ? 8 : strip[(int64_t)ht_q_device_zeros_at(q) + s];
     return ht_bf16_to_f32(b) * (float)((*code >> at.shift & 15) - zero);
 }

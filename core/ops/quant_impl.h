@@ -52,12 +52,13 @@ HT_ISA_DECLARE(ht_qgemm_fn, ht_qgemm_cpu);
  * Strips of 16 rows again, k padded to 64. Codes stand in the order in which the lanes of a warp
  * want them as the A operand of mma.m16n8k16: lane 4g + t has rows g and g + 8, and of every unit
  * of 64 columns those that are 8t .. 8t + 7 of either half of 32; one step of the product takes
- * four of them. So a lane reads 16 bytes at a time, 16 (int8), 32 (int4) or 8 (bf16) codes.
+ * four of them. So a lane reads 16 bytes at a time, 16 (int8, fp8), 32 (int4) or 8 (bf16) codes.
  *
  *   scales  (k_padded / group, 8, 2) bf16: rows g, g + 8
  *   zeros   the same in uint8, int4z only; then padding to 64 bytes
  *   codes   bf16    (units, 4 steps, 32 lanes, 2 pairs of k, 2 rows, 2)
  *           int8    (units, 2 halves, 32 lanes, 2 steps, 2 rows, 4) q, k in the order 0 2 1 3
+ *           fp8     the same places, e4m3
  *           int4*   (units, 32 lanes, 4 steps, 32 bits): bits 4 (2 pair + row) .. of the low (even
  *                   k) and the high half word (odd k)
  */
@@ -84,7 +85,7 @@ HT_Q_EVERYWHERE struct ht_q_place ht_q_device_place(enum ht_qformat f, int64_t r
     at.shift = 0;
     if (f == HT_Q_BF16) {
         at.byte = ((unit * 4 + step) * 32 + lane) * 16 + pair_row * 4 + e % 2 * 2;
-    } else if (f == HT_Q_INT8) {
+    } else if (f == HT_Q_INT8 || f == HT_Q_FP8) {
         at.byte =
             ((unit * 2 + half) * 32 + lane) * 16 + (step % 2 * 2 + row / 8) * 4 + e % 2 * 2 + e / 2;
     } else {

@@ -1,6 +1,7 @@
 /* core/ops/quant_rows.c: quantisation of rows, and back.
  *
  * int8   scale = max |w| / 127, rounded up to bf16, so that |q| <= 127; q = round(w / scale)
+ * fp8    scale = the smallest power of two with which max |w| is at most 448
  * int4   for a few divisors d around 8: q = round(-d w / top), clamped to -8..7, where top is the
  *        element of largest magnitude; with the least-squares scale of these q, the d of least
  *        squared error wins (as llama.cpp's formats do it)
@@ -13,6 +14,7 @@
 #include <math.h>
 #include <string.h>
 
+#include "core/ops/fp8.h"
 #include "core/ops/quant.h"
 
 enum { MAX_GROUP = 64, LANES = 4 };
@@ -62,6 +64,22 @@ static void group_int8(int8_t *q, ht_bf16 *scale, const float *w, int64_t n)
     }
     for (int64_t i = 0; i < n; i++)
         q[i] = (int8_t)clampf(round_near(w[i] * inverse), -127.0f, 127.0f);
+}
+
+static void group_fp8(uint8_t *q, ht_bf16 *scale, const float *w, int64_t n)
+{
+    float most = 0.0f;
+
+    for (int64_t i = 0; i < n; i++) most = fmaxf(most, fabsf(w[i]));
+    const int s = ht_fp8_scale_log2(most, HT_FP8_E4M3);
+    if (s < -100) { // as good as zero, and bf16 numbers end near
+        *scale = 0;
+        memset(q, 0, (size_t)n);
+        return;
+    }
+    *scale = ht_f32_to_bf16(ht_fp8_power(s));
+    const float inverse = ht_fp8_power(-s);
+    for (int64_t i = 0; i < n; i++) q[i] = ht_fp8_from_f32(w[i] * inverse, HT_FP8_E4M3);
 }
 
 /* Searches are over w / unit, padded with zeros to whole vectors, in partial sums per lane: the
@@ -181,6 +199,10 @@ static void quantise_row(enum ht_qformat f, int group, const float *w, int64_t k
             group_int8((int8_t *)codes + from, &scales[g], w + from, n);
             continue;
         }
+        if (f == HT_Q_FP8) {
+            group_fp8(codes + from, &scales[g], w + from, n);
+            continue;
+        }
         if (f == HT_Q_INT4)
             group_int4(q, &scales[g], w + from, n);
         else
@@ -255,6 +277,10 @@ void ht_dequantise_rows(const struct ht_qrows *r, float *out, int64_t ldo)
         }
         for (int64_t k = 0; k < r->k; k++) {
             const int64_t g = i * n_groups + k / r->group;
+            if (r->format == HT_Q_FP8) {
+                o[k] = ht_bf16_to_f32(r->scales[g]) * ht_fp8_to_f32(c[k], HT_FP8_E4M3);
+                continue;
+            }
             const int half = c[r->format == HT_Q_INT8 ? k : k / 2] >> (k % 2 ? 4 : 0) & 15;
             const int q = r->format == HT_Q_INT8   ? (int8_t)c[k]
                           : r->format == HT_Q_INT4 ? half - 8

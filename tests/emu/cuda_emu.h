@@ -242,6 +242,13 @@ static inline uint32_t bf16x2_sub(uint32_t a, uint32_t b)
     };
     return sub(a & 0xffff, b & 0xffff) | sub(a >> 16, b >> 16) << 16;
 }
+static inline uint32_t bf16x2_mul(uint32_t a, uint32_t b)
+{
+    const auto mul = [](uint32_t x, uint32_t y) {
+        return (uint32_t)ht_f32_to_bf16(ht_bf16_to_f32((uint16_t)x) * ht_bf16_to_f32((uint16_t)y));
+    };
+    return mul(a & 0xffff, b & 0xffff) | mul(a >> 16, b >> 16) << 16;
+}
 void ldmatrix_x4(uint32_t (&r)[4], const void *row, HT_EMU_SITE);
 void ldmatrix_x4_trans(uint32_t (&r)[4], const void *row, HT_EMU_SITE);
 void ldmatrix_x2(uint32_t (&r)[2], const void *row, HT_EMU_SITE);

@@ -114,7 +114,7 @@ END_TEST
 /* Packed weights: bit for bit, log-probabilities too. */
 START_TEST(packed_requests_do_not_see_each_other)
 {
-    static const char *const formats[] = { "bf16", "int8", "int4", "int4z" };
+    static const char *const formats[] = { "bf16", "int8", "int4", "int4z", "fp8" };
     struct answer together[REQUESTS], alone;
 
     skip_without_device();
@@ -134,7 +134,7 @@ int main(void)
     TCase *t = tcase_create("engine_cuda");
 
     tcase_add_loop_test(t, tokens_are_those_of_the_cpu, 0, 3);
-    tcase_add_loop_test(t, packed_requests_do_not_see_each_other, 0, 4);
+    tcase_add_loop_test(t, packed_requests_do_not_see_each_other, 0, 5);
     suite_add_tcase(s, t);
     return gpu_run_suite(s);
 }

@@ -66,7 +66,8 @@ static const struct form forms[] = { { false, false, HT_Q_BF16, 32 },
                                      { true, false, HT_Q_BF16, 32 },
                                      { true, true, HT_Q_INT8, 32 },
                                      { true, false, HT_Q_INT4, 64 },
-                                     { true, true, HT_Q_INT4Z, 32 } };
+                                     { true, true, HT_Q_INT4Z, 32 },
+                                     { true, false, HT_Q_FP8, 32 } };
 enum { N_FORMS = sizeof forms / sizeof *forms };
 
 static void pack_one(struct side *s, const struct form *f, const float *flat, int layer,

@@ -244,7 +244,7 @@ START_TEST(batches_equal_one_sequence_alone)
 }
 END_TEST
 
-static const char *const packed_formats[] = { "bf16", "int8", "int4", "int4z" };
+static const char *const packed_formats[] = { "bf16", "int8", "int4", "int4z", "fp8" };
 
 START_TEST(batches_equal_one_sequence_alone_when_packed)
 {
@@ -841,7 +841,7 @@ int main(void)
 
     tcase_set_timeout(t, 300);
     tcase_add_loop_test(t, batches_equal_one_sequence_alone, 0, 2 * N_FOLDERS);
-    tcase_add_loop_test(t, batches_equal_one_sequence_alone_when_packed, 0, 4);
+    tcase_add_loop_test(t, batches_equal_one_sequence_alone_when_packed, 0, 5);
     tcase_add_loop_test(t, cached_prefixes_change_nothing, 0, N_FOLDERS);
     tcase_add_test(t, a_junction_is_kept_when_it_is_seen);
     tcase_add_loop_test(t, forks_draw_what_requests_with_their_seeds_draw, 0, N_FOLDERS);

@@ -25,7 +25,7 @@ cmp bamba.twice/weights.h5 bamba.thrice/weights.h5 || fail "bf16 weights changed
 ! ls -d -- *.tmp-* 2>/dev/null || fail "temporary folders are left"
 
 # quantised: smaller, the same codes from any form of the same values, usable everywhere
-for format in int8 int4 int4z bf16; do
+for format in int8 int4 int4z fp8 bf16; do
     expect 0 convert bamba.h5 "q.$format" --quantize "$format"
     [ "$format" = bf16 ] || says 'relative error'
     expect 0 convert bamba.hf "r.$format" --quantize "$format" --threads 1
