@@ -7,8 +7,9 @@ enum { N_CANDIDATES = 4 };
 static const double FIRST_WAIT_S = 0.25, LAST_WAIT_S = 4.0; // between trials,
 static const double LAST_WAIT_PASSES = 16.0; // and this many passes where they are long
 static const double GAIN = 0.85;             // a trial must take less than this share
-// A neighbour takes a core in turns of some milliseconds: more than a hundred times in a second.
-static const double LOST_PER_S = 20.0;
+// A neighbour takes a core in turns of some milliseconds, more than 150 times in a second (measured
+// on two cores); an idle system takes them 20 to 45 times.
+static const double LOST_PER_S = 80.0;
 
 int64_t ht_team_lost_cores(void)
 {
