@@ -9,6 +9,9 @@
  * in a file, so that later runs compute the same bits: $XDG_CACHE_HOME/hybridtrain/gemm-<device>-
  * <version>.txt, one line per shape. Never run on a GPU yet (docs/gpu-status.md).
  *
+ * fp8 (gemm_fp8.h): the same with A and B^T as they stand, which is the one layout that tensor
+ * cores of sm_90 take, and scales that the device reads when the product runs.
+ *
  * The library (0.5 GB) is opened when the first CUDA backend multiplies, so programs start without
  * it and run on machines without it.
  */
@@ -20,6 +23,7 @@
 extern "C" {
 #include "core/base/file.h"
 #include "core/ops/core_ops.h"
+#include "core/ops/gemm_fp8_impl.h"
 }
 
 #ifndef HT_CUDA_LIBRARY_DIR
@@ -36,6 +40,8 @@ extern "C" {
 
 constexpr size_t kWorkspaceBytes = (size_t)32 << 20; // what NVIDIA recommends for Hopper
 constexpr int kCandidates = 8, kRepeats = 5;
+/* ab_dtype of an fp8 product: kFp8 + format of A + 2 * format of B + 4 * fast. */
+constexpr uint32_t kFp8 = 128;
 constexpr int kSets = 256, kWays = 4; // as the CPU's cache: 1024 shapes
 
 struct lt_api {
@@ -45,7 +51,8 @@ struct lt_api {
 
 struct gemm_key { // compared as bytes: no padding
     int64_t m, n, k, lda, ldb, ldc;
-    uint32_t trans, ab_dtype, c_dtype, beta, align; // align: log2 of A, B, C, 8 bits each
+    uint32_t trans, ab_dtype, c_dtype, beta,
+        align; // ab_dtype: also kFp8 + ...; align: log2 of A, B, C, 8 bits each
     uint32_t zero;
 };
 static_assert(sizeof(struct gemm_key) == 72, "a gap in gemm_key would be compared too");
@@ -64,7 +71,8 @@ struct gemm_cache {
     struct lt_api lt;
     cublasLtHandle_t handle;
     struct ht_backend *be;
-    void *workspace; // device memory; products run one after another on one stream
+    const float *scale_a, *scale_b; // of the fp8 product at hand
+    void *workspace;                // device memory; products run one after another on one stream
     bool tune;
     char path[512];   // of the file of tuned algorithms; "" without one
     char *tuned_text; // its content, or NULL
@@ -227,6 +235,7 @@ static enum ht_status tuned_add(struct gemm_cache *g, const struct gemm_entry *e
 
 static cudaDataType_t cuda_type(uint32_t d)
 {
+    if (d >= kFp8) return d == kFp8 + HT_FP8_E4M3 ? CUDA_R_8F_E4M3 : CUDA_R_8F_E5M2;
     return d == HT_DTYPE_F32 ? CUDA_R_32F : CUDA_R_16BF;
 }
 
@@ -240,10 +249,25 @@ static enum ht_status layout(struct gemm_cache *g, cublasLtMatrixLayout_t *out, 
         "matrix layout");
 }
 
+static enum ht_status set_pointer(struct gemm_cache *g, struct gemm_entry *e,
+                                  cublasLtMatmulDescAttributes_t which, const float *p)
+{
+    return lt_check(g, g->lt.cublasLtMatmulDescSetAttribute(e->op, which, &p, sizeof p), "scale");
+}
+
+/* Their A is our B. */
+static enum ht_status set_scales(struct gemm_cache *g, struct gemm_entry *e)
+{
+    if (e->key.ab_dtype < kFp8) return HT_OK;
+    HT_TRY(set_pointer(g, e, CUBLASLT_MATMUL_DESC_A_SCALE_POINTER, g->scale_b));
+    return set_pointer(g, e, CUBLASLT_MATMUL_DESC_B_SCALE_POINTER, g->scale_a);
+}
+
 static enum ht_status multiply(struct gemm_cache *g, struct gemm_entry *e,
                                const struct ht_gemm_args *a, const cublasLtMatmulAlgo_t *algo,
                                size_t workspace_bytes)
 {
+    HT_TRY(set_scales(g, e));
     return lt_check(g,
                     g->lt.cublasLtMatmul(g->handle, e->op, &a->alpha, a->b, e->b, a->a, e->a,
                                          &a->beta, a->c, e->c, a->c, e->c, algo, g->workspace,
@@ -355,7 +379,8 @@ static enum ht_status choose_algorithm(struct gemm_cache *g, struct gemm_entry *
     if (n == 0) {
         st = HT_FAIL(HT_ERR_UNSUPPORTED,
                      "gemm: cuBLASLt has no algorithm for m %lld, n %lld, k %lld in %s",
-                     (long long)a->m, (long long)a->n, (long long)a->k, ht_dtype_name(a->ab_dtype));
+                     (long long)a->m, (long long)a->n, (long long)a->k,
+                     e->key.ab_dtype >= kFp8 ? "fp8" : ht_dtype_name(a->ab_dtype));
         goto done;
     }
     e->algo = found[0].algo;
@@ -382,10 +407,18 @@ static enum ht_status entry_fill(struct gemm_cache *g, struct gemm_entry *e,
                     g->lt.cublasLtMatmulDescSetAttribute(e->op, CUBLASLT_MATMUL_DESC_TRANSB, &op_a,
                                                          sizeof op_a),
                     "transposition"));
-    HT_TRY(layout(g, &e->a, e->key.ab_dtype, a->trans_a ? a->k : a->m, a->trans_a ? a->m : a->k,
-                  a->lda));
-    HT_TRY(layout(g, &e->b, e->key.ab_dtype, a->trans_b ? a->n : a->k, a->trans_b ? a->k : a->n,
-                  a->ldb));
+    const uint32_t ab = e->key.ab_dtype;
+    const int8_t fast = ab >= kFp8 && (ab - kFp8) / 4 == 1;
+    if (ab >= kFp8)
+        HT_TRY(lt_check(g,
+                        g->lt.cublasLtMatmulDescSetAttribute(e->op, CUBLASLT_MATMUL_DESC_FAST_ACCUM,
+                                                             &fast, sizeof fast),
+                        "accumulation"));
+    HT_TRY(set_scales(g, e));
+    HT_TRY(layout(g, &e->a, ab < kFp8 ? ab : kFp8 + (ab & 1u), a->trans_a ? a->k : a->m,
+                  a->trans_a ? a->m : a->k, a->lda));
+    HT_TRY(layout(g, &e->b, ab < kFp8 ? ab : kFp8 + (ab >> 1 & 1u), a->trans_b ? a->n : a->k,
+                  a->trans_b ? a->k : a->n, a->ldb));
     HT_TRY(layout(g, &e->c, e->key.c_dtype, a->m, a->n, a->ldc));
     return choose_algorithm(g, e, a);
 }
@@ -428,30 +461,63 @@ static uint32_t alignment(const void *p)
     return n;
 }
 
-extern "C" enum ht_status ht_gemm_cuda(struct ht_backend *be, const struct ht_gemm_args *a)
+/* Through the entry of this shape, which is made on its first use. */
+static enum ht_status run_product(struct gemm_cache *g, const struct ht_gemm_args *a,
+                                  uint32_t ab_dtype)
 {
-    struct gemm_cache *g;
     struct gemm_entry *e;
     struct gemm_key key = {};
 
-    if (a->k == 0) { // an empty sum
-        const size_t bytes = ht_dtype_bytes(a->c_dtype);
-        return a->beta != 0.0f
-                   ? HT_OK
-                   : ht_cuda_check(cudaMemset2DAsync(a->c, (size_t)a->ldc * bytes, 0,
-                                                     (size_t)a->n * bytes, (size_t)a->m,
-                                                     (cudaStream_t)ht_cuda_device_of(be)->compute),
-                                   "gemm: zero");
-    }
-    HT_TRY(cache_get(&g, be));
-    g->be = be;
     key.m = a->m, key.n = a->n, key.k = a->k;
     key.lda = a->lda, key.ldb = a->ldb, key.ldc = a->ldc;
     key.trans = (a->trans_a ? 1u : 0u) | (a->trans_b ? 2u : 0u);
-    key.ab_dtype = (uint32_t)a->ab_dtype;
+    key.ab_dtype = ab_dtype;
     key.c_dtype = (uint32_t)a->c_dtype;
     key.beta = a->beta != 0.0f;
     key.align = alignment(a->a) | alignment(a->b) << 8 | alignment(a->c) << 16;
     HT_TRY(entry_get(&e, g, &key, a));
     return multiply(g, e, a, &e->algo, e->workspace_bytes);
+}
+
+static enum ht_status zero_c(struct ht_backend *be, const struct ht_gemm_args *a)
+{
+    const size_t bytes = ht_dtype_bytes(a->c_dtype);
+
+    if (a->beta != 0.0f) return HT_OK;
+    return ht_cuda_check(cudaMemset2DAsync(a->c, (size_t)a->ldc * bytes, 0, (size_t)a->n * bytes,
+                                           (size_t)a->m,
+                                           (cudaStream_t)ht_cuda_device_of(be)->compute),
+                         "gemm: zero");
+}
+
+extern "C" enum ht_status ht_gemm_cuda(struct ht_backend *be, const struct ht_gemm_args *a)
+{
+    struct gemm_cache *g;
+
+    if (a->k == 0) return zero_c(be, a); // an empty sum
+    HT_TRY(cache_get(&g, be));
+    g->be = be;
+    return run_product(g, a, (uint32_t)a->ab_dtype);
+}
+
+extern "C" enum ht_status ht_gemm_fp8_cuda(struct ht_backend *be, const struct ht_gemm_fp8_args *a)
+{
+    struct gemm_cache *g;
+    struct ht_gemm_args p = {};
+
+    p.m = a->m, p.n = a->n, p.k = a->k;
+    p.trans_b = true;
+    p.c_dtype = a->c_dtype;
+    p.a = a->a, p.b = a->b, p.c = a->c;
+    p.lda = p.ldb = a->k;
+    p.ldc = a->n;
+    p.alpha = 1.0f;
+    p.beta = a->beta;
+    if (a->k == 0) return zero_c(be, &p);
+    HT_TRY(cache_get(&g, be));
+    g->be = be;
+    g->scale_a = a->scale_a;
+    g->scale_b = a->scale_b;
+    return run_product(
+        g, &p, kFp8 + (uint32_t)a->a_format + 2u * (uint32_t)a->b_format + (a->fast ? 4u : 0u));
 }

@@ -193,12 +193,19 @@ cudaError_t cudaGetDeviceProperties(struct cudaDeviceProp *p, int)
     return cudaSuccess;
 }
 
+/* HT_EMU_ARCH=89: a device that has fp8; nothing else depends on it below 90. */
+static int emulated_arch(void)
+{
+    const char *arch = getenv("HT_EMU_ARCH");
+    return arch ? atoi(arch) : EMU_ARCH;
+}
+
 cudaError_t cudaDeviceGetAttribute(int *v, enum cudaDeviceAttr attr, int)
 {
     switch (attr) {
     case cudaDevAttrMultiProcessorCount: *v = EMU_SMS; break;
-    case cudaDevAttrComputeCapabilityMajor: *v = EMU_ARCH / 10; break;
-    case cudaDevAttrComputeCapabilityMinor: *v = EMU_ARCH % 10; break;
+    case cudaDevAttrComputeCapabilityMajor: *v = emulated_arch() / 10; break;
+    case cudaDevAttrComputeCapabilityMinor: *v = emulated_arch() % 10; break;
     case cudaDevAttrMaxSharedMemoryPerBlockOptin: *v = EMU_SMEM_MAX; break;
     }
     return cudaSuccess;

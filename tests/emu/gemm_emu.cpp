@@ -9,6 +9,7 @@
 
 extern "C" {
 #include "core/ops/core_ops.h"
+#include "core/ops/gemm_fp8_impl.h"
 }
 
 static bool inside(const void *p, int64_t rows, int64_t cols, int64_t ld, enum ht_dtype d)
@@ -49,6 +50,35 @@ extern "C" enum ht_status ht_gemm_cuda(struct ht_backend *be, const struct ht_ge
         return HT_FAIL(HT_ERR_CUDA, "gemm: A, B or C is not inside a device allocation");
     emu_heap_open();
     rows_of_product(a);
+    emu_heap_close();
+    return HT_OK;
+}
+
+/* As bf16 values would be: both formats are exact in fp32. */
+extern "C" enum ht_status ht_gemm_fp8_cuda(struct ht_backend *be, const struct ht_gemm_fp8_args *a)
+{
+    const size_t n_a = (size_t)(a->m * a->k), n_b = (size_t)(a->n * a->k);
+    std::vector<float> va(n_a), vb(n_b);
+    struct ht_gemm_args p = {};
+
+    (void)be;
+    if (!inside(a->c, a->m, a->n, a->n, a->c_dtype) || !emu_heap_valid(a->a, n_a) ||
+        !emu_heap_valid(a->b, n_b) || !emu_heap_valid(a->scale_a, 4) ||
+        !emu_heap_valid(a->scale_b, 4))
+        return HT_FAIL(HT_ERR_CUDA, "fp8 gemm: A, B, C or a scale is not inside an allocation");
+    emu_heap_open();
+    for (size_t i = 0; i < n_a; i++) va[i] = ht_fp8_to_f32(a->a[i], a->a_format);
+    for (size_t i = 0; i < n_b; i++) vb[i] = ht_fp8_to_f32(a->b[i], a->b_format);
+    p.m = a->m, p.n = a->n, p.k = a->k;
+    p.trans_b = true;
+    p.ab_dtype = HT_DTYPE_F32;
+    p.c_dtype = a->c_dtype;
+    p.a = va.data(), p.b = vb.data(), p.c = a->c;
+    p.lda = p.ldb = a->k;
+    p.ldc = a->n;
+    p.alpha = *a->scale_a * *a->scale_b;
+    p.beta = a->beta;
+    rows_of_product(&p);
     emu_heap_close();
     return HT_OK;
 }
