@@ -134,7 +134,7 @@ int64_t ht_engine_max_context(const struct ht_engine *e);
 int64_t ht_engine_vocab_size(const struct ht_engine *e);
 
 /* Any thread. HT_ERR_ARG names the field, its value and its bounds; HT_ERR_MEMORY: the queue is
- * full or the request can never fit. Nothing is kept of a refused request (its grammar stays the
+ * full or memory is short just now. Nothing is kept of a refused request (its grammar stays the
  * caller's). */
 enum ht_status ht_engine_submit(struct ht_engine *e, const struct ht_request *r, uint64_t *id);
 

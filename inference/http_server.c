@@ -386,20 +386,18 @@ static enum ht_status make_grammar(struct ht_http *h, const struct ht_api_reques
     return ht_grammar_create_schema(out, h->vocab, r->schema);
 }
 
-/* What the engine refuses: a full queue is the server's matter, the rest the request's. */
-static enum ht_rejection blame(struct ht_http *h, enum ht_status st, struct ht_api_error *e)
+/* What the engine refuses: a full queue is a matter of now, the rest the request's. */
+static enum ht_rejection blame(enum ht_status st, struct ht_api_error *e)
 {
-    struct ht_engine_stats s;
-    ht_engine_get_stats(h->engine, &s);
     if (st == HT_ERR_STOPPED) {
         *e = (struct ht_api_error){ .http = 503, .type = "service_unavailable" };
         return HT_REJECT_UNAVAILABLE;
     }
-    if (st == HT_ERR_MEMORY && s.waiting > 0) {
+    if (st == HT_ERR_MEMORY) {
         *e = (struct ht_api_error){ .http = 429, .type = "rate_limit_error", .code = "queue_full" };
         return HT_REJECT_QUEUE;
     }
-    if (st == HT_ERR_ARG || st == HT_ERR_MEMORY) {
+    if (st == HT_ERR_ARG) {
         *e = (struct ht_api_error){ .http = 400, .type = "invalid_request_error" };
         return HT_REJECT_BAD_REQUEST;
     }
@@ -427,7 +425,7 @@ static enum ht_status submit(struct job *j, struct ht_api_request *r, struct ht_
         st = make_grammar(h, r, &q.grammar, e);
         if (st == HT_OK && (st = ht_engine_submit(h->engine, &q, &p->id)) != HT_OK) {
             ht_grammar_free(q.grammar);
-            *why = blame(h, st, e);
+            *why = blame(st, e);
         }
         if (st != HT_OK) {
             cancel(j);

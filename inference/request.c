@@ -119,7 +119,7 @@ enum ht_status ht_open_request_create(struct ht_open_request **out, const struct
         r->o.max_tokens = e->o.max_context - r->o.n_ids;
     r->kv_tokens = e->token_bytes ? r->o.n_ids + r->o.max_tokens : 0;
     if (r->kv_tokens > kv_room / r->o.n) {
-        st = HT_FAIL(HT_ERR_MEMORY,
+        st = HT_FAIL(HT_ERR_ARG,
                      "%d choices of %lld tokens each need keys and values of %lld tokens; the "
                      "engine's memory holds %lld",
                      r->o.n, (long long)r->kv_tokens, (long long)(r->o.n * r->kv_tokens),

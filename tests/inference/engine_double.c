@@ -278,6 +278,7 @@ void ht_engine_get_stats(const struct ht_engine *e, struct ht_engine_stats *out)
     struct ht_engine *w = (struct ht_engine *)(uintptr_t)e;
     pthread_mutex_lock(&w->lock);
     *out = e->stats;
+    if (e->o.stale_stats) out->waiting = 0;
     pthread_mutex_unlock(&w->lock);
 }
 

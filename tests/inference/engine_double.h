@@ -8,6 +8,7 @@ struct engine_double_options {
     int step_us;
     int64_t max_seqs, max_queue;
     int64_t fail_after; // tokens, then an error; 0: never
+    bool stale_stats;   // they always say that nothing waits
 };
 struct ht_engine *engine_double_create(const struct engine_double_options *o,
                                        const struct ht_tokenizer *t);
