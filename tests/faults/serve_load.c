@@ -2,27 +2,50 @@
  *
  *   serve_load PORT CLIENTS REQUESTS SEED
  *
- * Each client is a process that sends its share of the requests. A third are left by FIN or RST at
- * a random moment, some send rubbish, trickle or never read; the others must get the answer that
- * the same request got before, alone. Exit code 0 when all of them did.
+ * Each client is a process that sends its share of the requests, streams most of them. Some leave
+ * by FIN or RST before or in the middle of the answer, some send malformed requests, trickle, read
+ * slowly or not at all. Whoever waits must get what the same request got before, alone, or a status
+ * that says why not; a malformed request must get the status that it deserves. Prints how many
+ * ended in which way; exit code 0 when none was wrong.
  */
 #include <arpa/inet.h>
 #include <netinet/in.h>
-#include <poll.h>
+#include <stdatomic.h>
 #include <stdbool.h>
 #include <stdint.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
+#include <sys/mman.h>
 #include <sys/socket.h>
 #include <sys/wait.h>
 #include <unistd.h>
 
 enum { N_PROMPTS = 12, MAX_ANSWER = 1 << 16 };
 
+enum end {
+    COMPLETE,      // whole and equal to the answer alone
+    COMPLETE_SLOW, // the same, read in small pieces with pauses
+    BUSY,          // 429 or 503
+    MALFORMED,     // refused with the right status
+    LEFT,          // by the client, before the answer began
+    CANCELLED,     // by the client, in the middle of a stream
+    TRICKLED,      // left after some bytes of a request
+    UNREAD,        // left without reading
+    WRONG,
+    ENDS
+};
+
+static const char *const end_names[ENDS] = {
+    "complete",       "complete, read slowly",   "busy (429, 503)",   "malformed and told so",
+    "left at random", "cancelled in mid-answer", "trickled and left", "never read and left",
+    "wrong"
+};
+
 static int port;
 static char alone[N_PROMPTS][MAX_ANSWER]; // "text" of each prompt's answer
 static uint64_t random_state;
+static atomic_int *ended; // (ENDS), shared by all clients
 
 static uint64_t draw(uint64_t n)
 {
@@ -67,7 +90,7 @@ static void send_request(int fd, int prompt, bool stream)
     const int n = snprintf(
         body, sizeof body,
         "{\"prompt\":\"number %d of the %d\",\"temperature\":0,\"max_tokens\":%d,\"stream\":%s}",
-        prompt, prompt * 7, 8 + 3 * prompt, stream ? "true" : "false");
+        prompt, prompt * 7, 16 + 7 * prompt, stream ? "true" : "false");
     const int h = snprintf(head, sizeof head,
                            "POST /v1/completions HTTP/1.1\r\nHost: x\r\nConnection: "
                            "close\r\nContent-Length: %d\r\n\r\n",
@@ -76,14 +99,25 @@ static void send_request(int fd, int prompt, bool stream)
     put(fd, body, (size_t)n);
 }
 
-/* Joins the "text" fields of an answer or a stream. False when it is not whole. */
-static bool read_text(int fd, char *out, int *status)
+/* Appends what one recv gives, after a pause where the client is slow. */
+static bool take(int fd, char *all, size_t *n, size_t room, bool slow)
 {
-    char *all = malloc(1 << 20);
+    if (slow) usleep(2000);
+    const ssize_t got = recv(fd, all + *n, slow && room > 200 ? 200 : room, 0);
+    if (got <= 0) return false;
+    *n += (size_t)got;
+    all[*n] = '\0';
+    return true;
+}
+
+/* Joins the "text" fields of an answer or a stream. False when it is not whole. */
+static bool read_text(int fd, char *out, int *status, bool slow)
+{
+    char *all = calloc(1, 1 << 20);
     size_t n = 0, k = 0;
     if (!all) abort();
-    for (ssize_t got; (got = recv(fd, all + n, (1 << 20) - 1 - n, 0)) > 0;) n += (size_t)got;
-    all[n] = '\0';
+    while (take(fd, all, &n, (1 << 20) - 1 - n, slow)) {
+    }
     *status = 0;
     sscanf(all, "HTTP/1.1 %d", status);
     for (char *p = all; (p = strstr(p, "\"text\":\""));) {
@@ -105,64 +139,133 @@ static void hang_up(int fd)
     close(fd);
 }
 
-static void bad_request(int fd)
+struct malformed {
+    const char *request; // whole, or a body for POST /v1/completions
+    int status;          // 0: the server may just close
+};
+
+static const struct malformed malformed[] = {
+    { "\x16\x03\x01\x02\x00\x01\r\n\r\n", 0 }, // TLS to a plain port
+    { "POST /v1/completions HTTP/1.1\r\nHost: x\r\nContent-Length: 99999999999\r\n\r\n", 0 },
+    { "POST /v1/completions HTTP/1.1\r\nTransfer-Encoding: chunked\r\nContent-Length: "
+      "4\r\nConnection: close\r\n\r\n4\r\nabcd\r\n0\r\n\r\n",
+      0 },
+    { "POST /v1/completions HTTP/1.1\r\nHost: x\r\nTransfer-Encoding: chunked\r\nConnection: "
+      "close\r\n\r\nzz\r\n\r\n",
+      0 },
+    { "DELETE /v1/completions HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n", 0 },
+    { "GET /no/such/page HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n", 404 },
+    { "{\"prompt\":", 400 },
+    { "[]", 400 },
+    { "{}", 400 },
+    { "{\"prompt\":{}}", 400 },
+    { "{\"prompt\":\"a\",\"max_tokens\":-1}", 400 },
+    { "{\"prompt\":\"a\",\"max_tokens\":1.5}", 400 },
+    { "{\"prompt\":\"a\",\"temperature\":\"hot\"}", 400 },
+    { "{\"prompt\":\"a\",\"n\":1000000}", 400 },
+    { "{\"prompt\":[99999999]}", 400 },
+    { "{\"prompt\":\"\xff\xfe\"}", 400 },
+    { "{\"prompt\":\"a\",\"logit_bias\":{\"x\":1}}", 400 },
+    { "[[[[[[[[[[[[[[[[[[[[[[[[[[[[[[[[[[[[[[[[[[[[[[[[[[[[[[[[[[[[[[[[[[[[[[[[[[[[[[[[", 400 },
+};
+
+static enum end send_malformed(int fd)
 {
-    static const char *const rubbish[] = {
-        "\x16\x03\x01\x02\x00\x01",
-        "GET / HTTP/1.1\r\nX: \x01\xff\r\n\r\n",
-        "POST /v1/completions HTTP/1.1\r\nContent-Length: 5\r\n\r\n{\"a\":",
-        "POST /v1/completions HTTP/1.1\r\nContent-Length: 99999999999\r\n\r\n",
-        "DELETE / HTTP/1.1\r\n\r\n",
-        "POST /v1/completions HTTP/1.1\r\nTransfer-Encoding: chunked\r\nContent-Length: "
-        "4\r\n\r\n4\r\nabcd\r\n",
-        "POST /v1/chat/completions HTTP/1.1\r\nContent-Length: 18\r\n\r\n{\"messages\":[[[[]]"
-    };
-    const char *r = rubbish[draw(sizeof rubbish / sizeof *rubbish)];
-    char answer[4096];
-    put(fd, r, strlen(r));
-    struct pollfd p = { .fd = fd, .events = POLLIN };
-    if (poll(&p, 1, 1000) > 0 &&
-        recv(fd, answer, sizeof answer, 0) < 0) { // closed by the server: fine, too
+    const struct malformed *m = &malformed[draw(sizeof malformed / sizeof *malformed)];
+    char head[256], text[MAX_ANSWER];
+    int status;
+
+    if (m->request[0] == '{' || m->request[0] == '[') {
+        const int h = snprintf(head, sizeof head,
+                               "POST /v1/completions HTTP/1.1\r\nHost: x\r\nConnection: "
+                               "close\r\nContent-Length: %zu\r\n\r\n",
+                               strlen(m->request));
+        put(fd, head, (size_t)h);
     }
+    put(fd, m->request, strlen(m->request));
+    if (m->status == 0) shutdown(fd, SHUT_WR); // what comes after a broken frame is not for us
+    read_text(fd, text, &status, false);
+    if (m->status == 0 ? status == 0 || (status >= 400 && status < 600) : status == m->status)
+        return MALFORMED;
+    fprintf(stderr, "status %d instead of %d for '%s'\n", status, m->status, m->request);
+    return WRONG;
 }
 
-static int client(int requests)
+/* Waits for the whole answer. */
+static enum end ask(int fd, int prompt, bool stream, bool slow)
 {
+    const int little = 4096;
     char text[MAX_ANSWER];
-    int failed = 0, status;
+    int status;
+
+    if (slow) setsockopt(fd, SOL_SOCKET, SO_RCVBUF, &little, sizeof little);
+    send_request(fd, prompt, stream);
+    const bool whole = read_text(fd, text, &status, slow);
+    if (status == 429 || status == 503) return BUSY;
+    if (whole && status == 200 && strcmp(text, alone[prompt]) == 0)
+        return slow ? COMPLETE_SLOW : COMPLETE;
+    fprintf(stderr, "prompt %d: status %d, %s: '%s' instead of '%s'\n", prompt, status,
+            whole ? "whole" : "cut", text, alone[prompt]);
+    return WRONG;
+}
+
+/* Reads the beginning of a stream only. */
+static enum end ask_and_cancel(int fd, int prompt)
+{
+    char some[300] = "";
+    size_t n = 0;
+
+    send_request(fd, prompt, true);
+    take(fd, some, &n, sizeof some - 1, false);
+    return strncmp(some, "HTTP/1.1 429", 12) == 0 || strncmp(some, "HTTP/1.1 503", 12) == 0
+               ? BUSY
+               : CANCELLED;
+}
+
+static enum end leave(int fd, int prompt, bool trickles)
+{
+    if (!trickles) {
+        send_request(fd, prompt, draw(2));
+        usleep((useconds_t)draw(200000));
+        return LEFT;
+    }
+    for (int k = 0; k < 10; k++) {
+        put(fd, "P", 1);
+        usleep(10000);
+    }
+    return TRICKLED;
+}
+
+static enum end one_request(int fd, int prompt, uint64_t kind)
+{
+    if (kind < 4) return leave(fd, prompt, false);
+    if (kind < 7) return ask_and_cancel(fd, prompt);
+    if (kind < 9) return send_malformed(fd);
+    if (kind == 9) return leave(fd, prompt, true);
+    if (kind == 10) {
+        send_request(fd, prompt, true);
+        usleep(300000);
+        return UNREAD;
+    }
+    return ask(fd, prompt, kind % 4 != 0, kind == 11);
+}
+
+static void client(int requests)
+{
     for (int i = 0; i < requests; i++) {
         const int prompt = (int)draw(N_PROMPTS), fd = connect_to();
-        const uint64_t kind = draw(20);
-        if (fd < 0) return failed + 1;
-        if (kind < 6) { // leaves
-            send_request(fd, prompt, draw(2));
-            usleep((useconds_t)draw(200000));
-            hang_up(fd);
-        } else if (kind == 6) {
-            bad_request(fd);
-            hang_up(fd);
-        } else if (kind == 7) { // trickles, then leaves
-            for (int k = 0; k < 10; k++) {
-                put(fd, "P", 1);
-                usleep(10000);
-            }
-            hang_up(fd);
-        } else if (kind == 8) { // does not read
-            send_request(fd, prompt, true);
-            usleep(300000);
-            hang_up(fd);
-        } else {
-            send_request(fd, prompt, kind % 2);
-            const bool whole = read_text(fd, text, &status);
-            close(fd);
-            if (status == 429) continue; // told why
-            if (whole && status == 200 && strcmp(text, alone[prompt]) == 0) continue;
-            fprintf(stderr, "prompt %d: status %d, %s: '%s' instead of '%s'\n", prompt, status,
-                    whole ? "whole" : "cut", text, alone[prompt]);
-            failed++;
+        if (fd < 0) {
+            fprintf(stderr, "no connection\n");
+            atomic_fetch_add(&ended[WRONG], 1);
+            continue;
         }
+        const enum end end = one_request(fd, prompt, draw(24));
+        if (end == COMPLETE || end == COMPLETE_SLOW || end == MALFORMED)
+            close(fd);
+        else
+            hang_up(fd);
+        atomic_fetch_add(&ended[end], 1);
     }
-    return failed;
 }
 
 int main(int argc, char **argv)
@@ -171,13 +274,16 @@ int main(int argc, char **argv)
     port = atoi(argv[1]);
     const int clients = atoi(argv[2]), requests = atoi(argv[3]);
     const uint64_t seed = strtoull(argv[4], NULL, 10);
-    int failed = 0, status;
+    int failed = 0, status, sum = 0;
 
+    ended =
+        mmap(NULL, ENDS * sizeof *ended, PROT_READ | PROT_WRITE, MAP_SHARED | MAP_ANONYMOUS, -1, 0);
+    if (ended == MAP_FAILED) return perror("mmap"), 1;
     for (int i = 0; i < N_PROMPTS; i++) {
         const int fd = connect_to();
         if (fd < 0) return fprintf(stderr, "nobody listens on port %d\n", port), 1;
         send_request(fd, i, false);
-        if (!read_text(fd, alone[i], &status))
+        if (!read_text(fd, alone[i], &status, false))
             return fprintf(stderr, "prompt %d alone: status %d\n", i, status), 1;
         close(fd);
     }
@@ -187,12 +293,18 @@ int main(int argc, char **argv)
         if (pid < 0) return perror("fork"), 1;
         if (pid > 0) continue;
         random_state = (seed * 1000003 + (uint64_t)c + 1) * 0x9E3779B97F4A7C15u;
-        _exit(client(share) > 0);
+        client(share);
+        _exit(0);
     }
     for (int c = 0; c < clients; c++)
         if (wait(&status) < 0 || !WIFEXITED(status) || WEXITSTATUS(status) != 0) failed++;
-    if (failed)
-        fprintf(stderr, "%d of %d clients saw a wrong answer (seed %llu)\n", failed, clients,
-                (unsigned long long)seed);
-    return failed > 0;
+    for (int k = 0; k < ENDS; k++) {
+        printf("%6d %s\n", atomic_load(&ended[k]), end_names[k]);
+        sum += atomic_load(&ended[k]);
+    }
+    if (sum != requests) fprintf(stderr, "%d of %d requests ended\n", sum, requests);
+    if (failed) fprintf(stderr, "%d of %d clients died\n", failed, clients);
+    if (atomic_load(&ended[WRONG]))
+        fprintf(stderr, "wrong answers (seed %llu)\n", (unsigned long long)seed);
+    return failed > 0 || sum != requests || atomic_load(&ended[WRONG]) > 0;
 }
