@@ -537,11 +537,11 @@ END_TEST
 START_TEST(a_full_queue_says_so)
 {
     struct ht_http_options o = options();
-    struct engine_double_options engine = slow;
+    struct engine_double_options made = slow;
     char *text;
     o.max_queue = _i ? 100 : 2;
-    engine.stale_stats = _i;
-    start(&o, &engine);
+    made.stale_stats = _i;
+    start(&o, &made);
     give_model();
     usleep(100000);
     int fds[4];
