@@ -674,6 +674,12 @@ START_TEST(oversize_is_refused)
 }
 END_TEST
 
+static void until_one_runs(void)
+{
+    for (int k = 0; k < 1000 && metric("hybridtrain_requests_running ") < 1; k++) usleep(10000);
+    ck_assert_double_eq(metric("hybridtrain_requests_running "), 1);
+}
+
 START_TEST(draining_finishes_what_runs)
 {
     struct ht_http_options o = options();
@@ -684,7 +690,7 @@ START_TEST(draining_finishes_what_runs)
     usleep(50000);
     const int fd = begin_post("/v1/completions",
                               "{\"prompt\":\"b\",\"max_tokens\":30,\"ignore_eos\":true}", NULL);
-    usleep(200000);
+    until_one_runs();
     ht_http_drain(server);
     ck_assert_int_eq(answer_of(fd, &text), 200);
     ck_assert_ptr_nonnull(strstr(text, "\"completion_tokens\":30"));
@@ -700,7 +706,7 @@ START_TEST(draining_finishes_what_runs)
     usleep(50000);
     const int cut = begin_post(
         "/v1/completions", "{\"prompt\":\"b\",\"max_tokens\":100000,\"ignore_eos\":true}", NULL);
-    usleep(200000);
+    until_one_runs();
     ht_http_drain(server);
     pthread_join(thread, NULL);
     ck_assert_int_eq(ended, HT_ERR_STOPPED);
