@@ -282,6 +282,7 @@ enum ht_status ht_run_publish_weights(struct ht_run *r)
                                       s->shard_start + (vector_start - s->flat_start),
                                       end - vector_start, HT_DTYPE_F32, host, narrow));
     }
+    ht_model_weights_changed(r->model);
     st = ht_zero_gather_weights(r->zero, r->model->matrix, r->model->dtype, r->model->vector);
 done:
     free(host);

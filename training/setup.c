@@ -4,6 +4,7 @@
 #include <string.h>
 
 #include "core/base/file.h"
+#include "core/model/fp8.h"
 #include "training/run.h"
 
 static enum ht_status open_loader(struct ht_loader **out, const struct ht_run *r,
@@ -35,6 +36,22 @@ static enum ht_status open_loader(struct ht_loader **out, const struct ht_run *r
     return ht_loader_open(out, &o);
 }
 
+/* What is 8-bit, and what not and why. */
+static enum ht_status use_fp8(struct ht_run *r, int64_t n_tokens)
+{
+    const struct ht_fp8_cover c = ht_model_fp8_cover(&r->cfg->model, n_tokens);
+
+    HT_TRY(ht_model_use_fp8(r->model, n_tokens, r->cfg->parallel.zero_stage < 3));
+    if (c.n_fp8 == c.n_all)
+        HT_INFO(r->log, "projections: fp8");
+    else
+        HT_INFO(r->log,
+                "projections: fp8 in %d of %d; the others stay bf16, the first of them for %lld "
+                "tokens of %lld to %lld elements: fp8 wants multiples of 16",
+                c.n_fp8, c.n_all, (long long)n_tokens, (long long)c.n_in, (long long)c.n_out);
+    return HT_OK;
+}
+
 static enum ht_status create_model(struct ht_run *r)
 {
     const struct ht_config *c = r->cfg;
@@ -52,6 +69,7 @@ static enum ht_status create_model(struct ht_run *r)
                            c->optimizer.decay, matrix_room,
                            ht_zero_padded_vector(n_matrix, n_total, n_ranks), c->data.seq_len));
     HT_TRY(ht_acts_create(&r->acts, r->model, c->train.recompute, false, n_tokens));
+    if (c->train.linear_dtype == HT_LINEAR_FP8) HT_TRY(use_fp8(r, n_tokens));
     return ht_zero_create(&r->zero, r->comm, &r->backend,
                           &(struct ht_zero_options){ .stage = c->parallel.zero_stage,
                                                      .n_matrix = n_matrix,

@@ -153,6 +153,7 @@ static enum ht_status update(struct ht_run *r, const float *shard_grad, double l
 
     for (int i = 0; i < ht_zero_n_slices(r->zero); i++)
         HT_TRY(update_slice(r, &slices[i], shard_grad, lr));
+    ht_model_weights_changed(r->model);
     return ht_zero_gather_weights(r->zero, r->model->matrix, r->model->dtype, r->model->vector);
 }
 

@@ -65,6 +65,7 @@ struct ht_data_config {
     int64_t prefetch_batches;
 };
 
+enum ht_linear_dtype { HT_LINEAR_AS_MODEL, HT_LINEAR_FP8 };
 enum ht_recompute { HT_RECOMPUTE_NONE, HT_RECOMPUTE_SELECTIVE, HT_RECOMPUTE_FULL };
 enum ht_decay_rule { HT_DECAY_MATRICES, HT_DECAY_ALL, HT_DECAY_SSM_EXEMPT };
 enum ht_schedule { HT_SCHEDULE_COSINE, HT_SCHEDULE_LINEAR, HT_SCHEDULE_CONSTANT, HT_SCHEDULE_WSD };
@@ -76,6 +77,7 @@ struct ht_train_config {
     char init_from[HT_MAX_PATH]; // weights to start from (checkpoint or HF folder), empty = random
     char resume[HT_MAX_PATH];    // "auto", "never", or a checkpoint folder
     enum ht_dtype precision;     // F32 or BF16
+    enum ht_linear_dtype linear_dtype; // of the projections' products
     uint64_t seed;
     int64_t global_batch_tokens, micro_batch; // micro_batch: rows of seq_len per rank and pass
     int64_t total_steps;                      // resolved from total_tokens or steps

@@ -259,6 +259,24 @@ static void datasets(struct ht_dataset_config *out, int *n, const struct recipe_
 
 /* ---- length of the run and its parts ---- */
 
+static enum ht_status precision(const struct resolver *v)
+{
+    const struct ht_config *c = v->out;
+    char at[NAME_BYTES];
+
+    if (c->train.linear_dtype != HT_LINEAR_FP8) return HT_OK;
+    named(at, v, "train", "linear_dtype");
+    if (c->train.precision != HT_DTYPE_BF16)
+        return HT_FAIL(HT_ERR_RECIPE,
+                       "%s is \"fp8\" and train.precision is \"fp32\"; set that to \"bf16\"", at);
+    if (c->parallel.device == HT_DEVICE_CPU)
+        return HT_FAIL(HT_ERR_RECIPE,
+                       "%s is \"fp8\" and parallel.device is \"cpu\"; only GPUs multiply fp8: set "
+                       "train.linear_dtype to \"model\"",
+                       at);
+    return HT_OK;
+}
+
 static int64_t steps_of(int64_t n_tokens, int64_t batch)
 {
     return n_tokens / batch + (n_tokens % batch != 0);
@@ -367,6 +385,7 @@ enum ht_status recipe_resolve(struct ht_config *out, const struct ht_recipe *r, 
     HT_TRY(model(&v));
     datasets(out->data.train, &out->data.n_train, value(&v, "data", "train"));
     datasets(out->data.eval, &out->data.n_eval, value(&v, "data", "eval"));
+    HT_TRY(precision(&v));
     HT_TRY(batch(&v, n_ranks));
     HT_TRY(length(&v));
     HT_TRY(schedule(&v));

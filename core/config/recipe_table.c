@@ -181,6 +181,14 @@ const struct recipe_key recipe_keys[] = {
       "fp32|bf16", "",
       "of weights and activations; master weights, moments, norms, scan states and loss are fp32",
       NULL, 0 },
+    { "train", "linear_dtype", RECIPE_CHOICE, FIELD(train.linear_dtype), "model", NULL, NO_LIMIT,
+      "model|fp8", "",
+      "in which the projections of the layers multiply: as train.precision, or `fp8` (e4m3, the "
+      "gradients of outputs e5m2, one scale per matrix, found anew each time), which needs "
+      "precision \"bf16\" and GPUs of compute capability 8.9 or later (H100, L4); embedding, head, "
+      "scan, convolution, attention and norms stay as they are, as do projections whose sizes or "
+      "rows are no multiples of 16",
+      NULL, 0 },
     { "train", "seed", RECIPE_INT, FIELD(train.seed), "1", NULL, 0, BIG, NULL, "",
       "seed of the initial weights", NULL, 0 },
     { "train", "global_batch_tokens", RECIPE_COUNT, FIELD(train.global_batch_tokens), NULL, NULL, 1,

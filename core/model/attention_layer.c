@@ -5,6 +5,7 @@
  */
 #include "attention/flash.h"
 #include "attention/rope.h"
+#include "core/model/fp8.h"
 #include "core/model/layers.h"
 #include "core/model/linear.h"
 #include "core/model/packed.h"
@@ -125,17 +126,13 @@ enum ht_status ht_attention_backward(struct ht_model *m, int layer, struct ht_ac
     const struct ht_linear out = { b->n_tokens, c->n_heads * c->d_head, c->d_model, m->dtype };
     struct ht_flash_args flash = flash_args(m, a, b);
 
-    HT_TRY(ht_linear_backward_x(m->be, &out, s->grad_inner, s->grad_branch,
-                                ht_model_matrix(m, layer, HT_T_O)));
-    HT_TRY(ht_linear_backward_w(m->be, &out, ht_grad_of(m, grads, layer, HT_T_O), s->grad_branch,
-                                a->heads));
+    HT_TRY(ht_model_linear_backward_x(m, layer, HT_T_O, &out, s->grad_inner, s->grad_branch));
+    HT_TRY(ht_model_linear_backward_w(m, layer, HT_T_O, &out, grads, s->grad_branch, a->heads));
     flash.grad_o = s->grad_inner;
     flash.grad_qkv = s->grad_wide;
     flash.grad_qkv_stride = ht_qkv_width(c);
     HT_TRY(ht_flash_backward(m->be, &flash));
     HT_TRY(rotate(m, s->grad_wide, b, true));
-    HT_TRY(
-        ht_linear_backward_w(m->be, &in, ht_grad_of(m, grads, layer, HT_T_Q), s->grad_wide, a->u1));
-    return ht_linear_backward_x(m->be, &in, s->grad_u, s->grad_wide,
-                                ht_model_matrix(m, layer, HT_T_Q));
+    HT_TRY(ht_model_linear_backward_w(m, layer, HT_T_Q, &in, grads, s->grad_wide, a->u1));
+    return ht_model_linear_backward_x(m, layer, HT_T_Q, &in, s->grad_u, s->grad_wide);
 }

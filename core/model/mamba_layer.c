@@ -5,6 +5,7 @@
  */
 #include <string.h>
 
+#include "core/model/fp8.h"
 #include "core/model/layers.h"
 #include "core/model/linear.h"
 #include "core/model/packed.h"
@@ -211,8 +212,8 @@ enum ht_status ht_mamba_backward(struct ht_model *m, int layer, struct ht_acts *
 
     if (acts->recompute == HT_RECOMPUTE_SELECTIVE) HT_TRY(ht_conv1d_forward(m->be, &conv));
 
-    HT_TRY(ht_linear_backward_x(m->be, &out, s->grad_inner, s->grad_branch,
-                                ht_model_matrix(m, layer, HT_T_OUT_PROJ)));
+    HT_TRY(
+        ht_model_linear_backward_x(m, layer, HT_T_OUT_PROJ, &out, s->grad_inner, s->grad_branch));
     if (acts->recompute != HT_RECOMPUTE_SELECTIVE)
         norm.o = NULL; // still there from the forward pass
     norm.grad_o = norm.grad_y = s->grad_inner;
@@ -220,8 +221,7 @@ enum ht_status ht_mamba_backward(struct ht_model *m, int layer, struct ht_acts *
     norm.grad_z_stride = width;
     norm.grad_w = ht_grad_of(m, grads, layer, HT_T_GATED_NORM);
     HT_TRY(ht_gated_norm_backward(m->be, &norm));
-    HT_TRY(ht_linear_backward_w(m->be, &out, ht_grad_of(m, grads, layer, HT_T_OUT_PROJ),
-                                s->grad_branch, a->o));
+    HT_TRY(ht_model_linear_backward_w(m, layer, HT_T_OUT_PROJ, &out, grads, s->grad_branch, a->o));
 
     ssd.grad_y = s->grad_inner;
     ssd.grad_y_stride = c->d_inner;
@@ -244,8 +244,6 @@ enum ht_status ht_mamba_backward(struct ht_model *m, int layer, struct ht_acts *
     conv.grad_bias = ht_grad_of(m, grads, layer, HT_T_CONV_B);
     HT_TRY(ht_conv1d_backward(m->be, &conv));
 
-    HT_TRY(ht_linear_backward_w(m->be, &in, ht_grad_of(m, grads, layer, HT_T_IN_PROJ), s->grad_wide,
-                                a->u1));
-    return ht_linear_backward_x(m->be, &in, s->grad_u, s->grad_wide,
-                                ht_model_matrix(m, layer, HT_T_IN_PROJ));
+    HT_TRY(ht_model_linear_backward_w(m, layer, HT_T_IN_PROJ, &in, grads, s->grad_wide, a->u1));
+    return ht_model_linear_backward_x(m, layer, HT_T_IN_PROJ, &in, s->grad_u, s->grad_wide);
 }

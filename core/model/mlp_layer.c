@@ -1,5 +1,6 @@
 /* core/model/mlp_layer.c: the SwiGLU MLP of one layer (spec 3.6): branch = (silu(u Wg^T) * (u
  * Wu^T)) Wd^T */
+#include "core/model/fp8.h"
 #include "core/model/layers.h"
 #include "core/model/linear.h"
 #include "core/model/packed.h"
@@ -31,8 +32,7 @@ enum ht_status ht_mlp_backward(struct ht_model *m, int layer, struct ht_acts *ac
     const struct ht_linear in = { n_tokens, c->d_model, 2 * c->d_ff, m->dtype };
     const struct ht_linear out = { n_tokens, c->d_ff, c->d_model, m->dtype };
 
-    HT_TRY(ht_linear_backward_x(m->be, &out, s->grad_act, s->grad_branch,
-                                ht_model_matrix(m, layer, HT_T_DOWN)));
+    HT_TRY(ht_model_linear_backward_x(m, layer, HT_T_DOWN, &out, s->grad_act, s->grad_branch));
     // gate_up is not needed afterwards: its gradient takes its place
     const bool act_is_lost = acts->recompute == HT_RECOMPUTE_SELECTIVE;
     const struct ht_swiglu_args swiglu = { .n_rows = n_tokens,
@@ -43,10 +43,7 @@ enum ht_status ht_mlp_backward(struct ht_model *m, int layer, struct ht_acts *ac
                                            .grad_y = s->grad_act,
                                            .grad_gate_up = a->gate_up };
     HT_TRY(ht_swiglu_backward(m->be, &swiglu));
-    HT_TRY(ht_linear_backward_w(m->be, &out, ht_grad_of(m, grads, layer, HT_T_DOWN), s->grad_branch,
-                                a->act));
-    HT_TRY(ht_linear_backward_w(m->be, &in, ht_grad_of(m, grads, layer, HT_T_GATE), a->gate_up,
-                                a->u2));
-    return ht_linear_backward_x(m->be, &in, s->grad_u, a->gate_up,
-                                ht_model_matrix(m, layer, HT_T_GATE));
+    HT_TRY(ht_model_linear_backward_w(m, layer, HT_T_DOWN, &out, grads, s->grad_branch, a->act));
+    HT_TRY(ht_model_linear_backward_w(m, layer, HT_T_GATE, &in, grads, a->gate_up, a->u2));
+    return ht_model_linear_backward_x(m, layer, HT_T_GATE, &in, s->grad_u, a->gate_up);
 }

@@ -4,6 +4,7 @@
 #include <stdlib.h>
 
 #include "attention/rope.h"
+#include "core/model/fp8.h"
 #include "core/model/packed.h"
 
 /* Computed on the host, so that every backend has the same bits. */
@@ -93,6 +94,7 @@ enum ht_status ht_model_create_packed(struct ht_model **out, struct ht_backend *
 void ht_model_free(struct ht_model *m)
 {
     if (!m) return;
+    ht_model_fp8_free(m);
     ht_packed_free(m->packed);
     ht_tensor_list_free(&m->list);
     if (m->be) ht_backend_arena_free(&m->arena, m->be);

@@ -45,6 +45,7 @@ struct ht_model {
     struct ht_arena arena;
     const struct ht_model_units *units; // borrowed; NULL: everything is whole
     struct ht_packed *packed; // packed.h: the matrices instead of `matrix`, forward only; or NULL
+    struct ht_model_fp8 *fp8; // fp8.h: the projections multiply in fp8; or NULL
     struct ht_team *team; // borrowed: chooses be->n_threads of passes that extend states; or NULL
 };
 
@@ -63,6 +64,9 @@ void ht_model_free(struct ht_model *m);
  * none. */
 const void *ht_model_matrix(const struct ht_model *m, int layer, enum ht_tensor_role role);
 const float *ht_model_vector(const struct ht_model *m, int layer, enum ht_tensor_role role);
+
+/* The matrices are others than before: to be said after every update where m->fp8 is set. */
+void ht_model_weights_changed(struct ht_model *m);
 
 /* One micro-batch: flat tokens, their labels, positions and sequences (data/loader.h). */
 struct ht_model_batch {

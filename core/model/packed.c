@@ -3,6 +3,7 @@
 
 #include <stdlib.h>
 
+#include "core/model/fp8.h"
 #include "core/model/stack.h"
 #include "core/ops/embedding.h"
 
@@ -70,6 +71,7 @@ enum ht_status ht_model_embed(struct ht_model *m, int64_t n_tokens, const int32_
 enum ht_status ht_model_linear(struct ht_model *m, int layer, enum ht_tensor_role role,
                                const struct ht_linear *l, void *y, const void *x)
 {
+    if (ht_fp8_applies(m, l)) return ht_fp8_forward(m, layer, role, l, y, x);
     if (!m->packed) return ht_linear_forward(m->be, l, y, x, ht_model_matrix(m, layer, role));
     return ht_qgemm(m->be, &(struct ht_qgemm_args){ .m = l->n_tokens,
                                                     .w = ht_packed_matrix(m->packed, layer, role),

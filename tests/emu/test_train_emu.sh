@@ -53,6 +53,25 @@ expect 0 cuda 2 resumed16 train.precision=bf16 parallel.zero_stage=3 train.recom
     "train.resume=$PWD/runs/gpu16/checkpoints/step-00000002"
 same resumed16 gpu16
 
+# projections in fp8: refused without it; near bf16, in whole weights and in weights that come and go, resumed with its bits
+expect 1 cuda 1 none8 train.precision=bf16 train.linear_dtype=fp8
+says "emulated has 8.0; set it to"
+expect 2 cpu 1 none8 train.precision=bf16 train.linear_dtype=fp8
+says "only GPUs multiply fp8"
+expect 2 cuda 1 none8 train.linear_dtype=fp8
+says 'set that to "bf16"'
+export HT_EMU_ARCH=89
+expect 0 cuda 1 gpu8 train.precision=bf16 train.linear_dtype=fp8
+says "fp8 in "
+says "multiples of 16"
+near gpu8 cpu16 5e-3
+expect 0 cuda 1 resumed8 train.precision=bf16 train.linear_dtype=fp8 \
+    "train.resume=$PWD/runs/gpu8/checkpoints/step-00000002"
+same resumed8 gpu8
+expect 0 cuda 2 shards8 train.precision=bf16 train.linear_dtype=fp8 parallel.zero_stage=3 train.recompute=full
+near shards8 gpu8 5e-3
+unset HT_EMU_ARCH
+
 # a checkpoint of the device goes on on the CPU
 expect 0 cpu 1 back "train.resume=$cuda_step2"
 near_back() { "$tests/ckpt_diff" --close 1e-5 "$(last back)" "$(last gpu32)" >diff.txt 2>&1 || { cat diff.txt; fail "back"; }; }

@@ -5,6 +5,7 @@
 #include <string.h>
 
 #include "core/base/isa.h"
+#include "core/config/linears.h"
 #include "core/config/planner.h"
 #include "tests/core/config/config_case.h"
 
@@ -143,6 +144,47 @@ START_TEST(devices)
 }
 END_TEST
 
+/* 8-bit copies are counted: two bytes per weight of the projections, in ZeRO-3 those of one. Only
+ * GPUs that have it are planned for. */
+START_TEST(fp8_is_planned)
+{
+    struct ht_plan p, q;
+    char *fp8[] = { "train.linear_dtype=fp8" };
+    char *fp8_3[] = { "train.linear_dtype=fp8", "parallel.zero_stage=3" };
+    char *stage3[] = { "parallel.zero_stage=3" };
+    char *stage1_fp8[] = { "train.linear_dtype=fp8", "parallel.zero_stage=1" };
+    char *stage1[] = { "parallel.zero_stage=1" };
+
+    load("bamba9b", 1, stage1, 192);
+    (void)ht_plan_make(&p, &c, 192, "h100", 0, 0);
+    load("bamba9b", 2, stage1_fp8, 192);
+    (void)ht_plan_make(&q, &c, 192, "h100", 0, 0);
+    const int64_t tokens = c.train.micro_batch * c.data.seq_len;
+    const struct ht_fp8_bytes b = ht_fp8_sizes(&c.model, tokens, true);
+    ck_assert_int_eq(b.weights, 2 * INT64_C(8727822336)); // the linear weights of the model
+    ck_assert_int_eq(b.tokens, tokens * (b.widest_in + 2 * b.widest_out));
+    ck_assert_int_eq(b.widest_in, c.model.d_ff);
+    ck_assert_int_eq(b.widest_out, 2 * c.model.d_ff);
+    ck_assert_int_eq(q.bytes.weights - p.bytes.weights, b.total);
+    ck_assert(q.tokens_per_s > 1.1 * p.tokens_per_s && q.mfu < p.mfu);
+
+    load("bamba9b", 1, stage3, 192);
+    (void)ht_plan_make(&p, &c, 192, "h100", 0, 0);
+    load("bamba9b", 2, fp8_3, 192);
+    (void)ht_plan_make(&q, &c, 192, "h100", 0, 0);
+    ck_assert_int_eq(q.bytes.weights - p.bytes.weights,
+                     ht_fp8_sizes(&c.model, tokens, false).total);
+    ck_assert_int_eq(ht_plan_make(&q, &c, 192, "a100", 0, 0), HT_ERR_UNSUPPORTED);
+    ck_assert_ptr_nonnull(strstr(ht_error_message(), "a100 does not multiply fp8"));
+
+    load("quickstart", 1, fp8, 1);
+    ck_assert_int_eq(ht_plan_make(&q, &c, 1, NULL, 0, 0), HT_OK);
+    ck_assert_str_eq(q.device.name, "h100");
+    ck_assert_int_eq(ht_plan_make(&q, &c, 1, "cpu", 0, 0), HT_ERR_UNSUPPORTED);
+    ck_assert_ptr_nonnull(strstr(ht_error_message(), "cpu does not multiply fp8"));
+}
+END_TEST
+
 /* One thread of each CPU level; those above the machine's own are not to be had. */
 START_TEST(cpu_rates_grow_with_the_level)
 {
@@ -244,6 +286,7 @@ int main(void)
     tcase_add_test(t, bamba9b_fits_its_cluster);
     tcase_add_test(t, too_large_is_refused_with_numbers_and_a_key);
     tcase_add_test(t, devices);
+    tcase_add_test(t, fp8_is_planned);
     tcase_add_test(t, cpu_rates_grow_with_the_level);
     tcase_add_loop_test(t, measured_steps_are_predicted, 0, 4);
     tcase_add_test(t, the_table_has_the_numbers);

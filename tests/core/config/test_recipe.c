@@ -228,6 +228,7 @@ static const struct {
     { "train.name=a/b", { "train.name is \"a/b\"", "no slash" } },
     { "train.name=", { "train.name is \"\"" } },
     { "train.total_tokens=0", { "train.total_tokens is 0", "from 1" } },
+    { "train.linear_dtype=e4m3", { "\"e4m3\"", "\"model\" or \"fp8\"" } },
     { "train.precision=fp16", { "\"fp16\"", "\"fp32\" or \"bf16\"" } },
     { "optimizer.beta2=1", { "optimizer.beta2 is 1.0" } },
     { "optimizer.lr=nan", { "optimizer.lr" } },
