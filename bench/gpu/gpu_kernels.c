@@ -4,8 +4,8 @@
  *
  * One line per kernel as scripts/gpu_status reads it; a table for people on stderr. CUDA events,
  * median of 20 runs after 3, the L2 cache overwritten before each. The ceiling is the larger of
- * necessary bytes over the device's bandwidth and necessary operations over its bf16 peak (spec
- * figures; "-" for a device that is not listed here).
+ * necessary bytes over the device's bandwidth and necessary operations over its peak (bf16, fp8;
+ * spec figures; "-" for a device that is not listed here).
  */
 #include <stdio.h>
 #include <stdlib.h>
@@ -14,6 +14,7 @@
 #include "attention/flash.h"
 #include "bench/gpu/gpu_ops.h"
 #include "core/base/cuda_device.h"
+#include "core/ops/gemm_fp8.h"
 #include "core/ops/loss.h"
 #include "core/ops/rmsnorm.h"
 #include "ssm/conv1d.h"
@@ -24,10 +25,10 @@ enum { WARM = RUNS > 1 ? 3 : 0 };
 
 static const struct {
     const char *name; // part of the device's name
-    double bytes_per_s, flops_per_s;
-} devices[] = { { "H100", 3.35e12, 989e12 },
-                { "H200", 4.8e12, 989e12 },
-                { "A100", 2.0e12, 312e12 } };
+    double bytes_per_s, flops_per_s, fp8_per_s;
+} devices[] = { { "H100", 3.35e12, 989e12, 1979e12 },
+                { "H200", 4.8e12, 989e12, 1979e12 },
+                { "A100", 2.0e12, 312e12, 0 } };
 
 static enum ht_status reserve(struct bench_world *w)
 {
@@ -160,7 +161,7 @@ static enum ht_status time_op(struct bench_world *w, const struct bench_op *op, 
     return ht_backend_synchronize(&w->be);
 }
 
-static void report(const struct bench_world *w, const struct bench_op *op, double us,
+static void report(const struct bench_world *w, const struct bench_op *op, bool fp8, double us,
                    const char *date, const char *commit)
 {
     const struct ht_cuda_device *d = ht_cuda_device_of(&w->be);
@@ -170,7 +171,7 @@ static void report(const struct bench_world *w, const struct bench_op *op, doubl
     for (size_t i = 0; i < sizeof devices / sizeof *devices; i++) {
         if (!strstr(d->name, devices[i].name)) continue;
         const double memory = 1e6 * op->bytes(n) / devices[i].bytes_per_s;
-        const double compute = 1e6 * flops / devices[i].flops_per_s;
+        const double compute = 1e6 * flops / (fp8 ? devices[i].fp8_per_s : devices[i].flops_per_s);
         const double best = memory > compute ? memory : compute;
         snprintf(ceiling, sizeof ceiling, "%.1f us (%s), %.0f %% of it", best,
                  memory > compute ? "memory" : "tensor", 100.0 * best / us);
@@ -200,12 +201,16 @@ int main(int argc, char **argv)
     }
     fprintf(stderr, "%s, %lld tokens, bf16, median of %d\n", ht_cuda_device_of(&w.be)->name,
             (long long)n_tokens, RUNS);
-    for (int i = 0; i < n_bench_ops; i++) {
+    const int n_fp8 = ht_fp8_check_backend(&w.be) == HT_OK ? n_bench_fp8_ops : 0;
+    for (int i = 0; i < n_bench_ops + n_fp8; i++) {
+        const struct bench_op *op =
+            i < n_bench_ops ? &bench_ops[i] : &bench_fp8_ops[i - n_bench_ops];
         double us;
-        if (time_op(&w, &bench_ops[i], timer, flush, &us) == HT_OK) {
-            report(&w, &bench_ops[i], us, argc > 2 ? argv[2] : "-", argc > 3 ? argv[3] : "-");
+        if (time_op(&w, op, timer, flush, &us) == HT_OK) {
+            report(&w, op, i >= n_bench_ops, us, argc > 2 ? argv[2] : "-",
+                   argc > 3 ? argv[3] : "-");
         } else {
-            fprintf(stderr, "%s: %s\n", bench_ops[i].name, ht_error_message());
+            fprintf(stderr, "%s: %s\n", op->name, ht_error_message());
             failed++;
         }
     }

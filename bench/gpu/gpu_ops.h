@@ -78,4 +78,9 @@ struct bench_op {
 extern const struct bench_op bench_ops[];
 extern const int n_bench_ops;
 
+/* gpu_fp8.c, in this order: the products take what the first three leave. Multiplied at the fp8
+ * peak, and left out where the device has none. */
+extern const struct bench_op bench_fp8_ops[];
+extern const int n_bench_fp8_ops;
+
 #endif
