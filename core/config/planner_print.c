@@ -1,6 +1,7 @@
 /* core/config/planner_print.c: the table of `hybridtrain --plan`. */
 #include <inttypes.h>
 
+#include "core/config/linears.h"
 #include "core/config/planner.h"
 
 /* 1234567 -> "1.23 M" */
@@ -86,6 +87,11 @@ void ht_plan_print(FILE *f, const struct ht_plan *p, const struct ht_config *c)
 
     fputs("\nMemory per rank\n", f);
     print_bytes(f, "weights", b->weights);
+    if (c->train.linear_dtype == HT_LINEAR_FP8) {
+        const struct ht_fp8_bytes fp8 = ht_fp8_sizes(
+            &c->model, c->train.micro_batch * c->data.seq_len, c->parallel.zero_stage < 3);
+        print_bytes(f, "  of them fp8 copies", fp8.total);
+    }
     print_bytes(f, "gradients", b->gradients);
     print_bytes(f, "optimizer", b->optimizer);
     print_bytes(f, "activations", b->activations);

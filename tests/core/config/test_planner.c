@@ -269,6 +269,13 @@ START_TEST(the_table_has_the_numbers)
                                          "activations                  1024.0 MiB" };
     for (size_t i = 0; i < sizeof words / sizeof *words; i++)
         ck_assert_msg(strstr(text, words[i]) != NULL, "\"%s\" is not in\n%s", words[i], text);
+    ck_assert_ptr_null(strstr(text, "fp8"));
+    free(text);
+    c.train.linear_dtype = HT_LINEAR_FP8;
+    f = open_memstream(&text, &n);
+    ht_plan_print(f, &p, &c);
+    fclose(f);
+    ck_assert_ptr_nonnull(strstr(text, "of them fp8 copies"));
     free(text);
 }
 END_TEST
