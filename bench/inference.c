@@ -121,7 +121,7 @@ static double step_bytes(const struct bench *b)
     const double table = c->tied_head ? 0.0 : 2.0 * (double)c->vocab_size * (double)c->d_model;
     return (double)ht_loaded_weight_bytes(&b->l) - table +
            (double)b->batch *
-               (2.0 * (double)ht_pool_slot_bytes(c) +
+               (2.0 * (double)ht_pool_slot_bytes(c, HT_DTYPE_F32) +
                 (double)b->depth * (double)ht_pool_token_bytes(c, b->l.model->dtype));
 }
 
@@ -175,7 +175,7 @@ static void report(const struct bench *b, double *rates, double memory_gb)
            "%.3f}\n",
            read_gbs(b->l.backend.n_threads), (double)ht_loaded_weight_bytes(&b->l) * 1e-9,
            (double)b->batch *
-               ((double)ht_pool_slot_bytes(&b->l.model->cfg) +
+               ((double)ht_pool_slot_bytes(&b->l.model->cfg, HT_DTYPE_F32) +
                 (double)(b->depth + b->prefill) *
                     (double)ht_pool_token_bytes(&b->l.model->cfg, b->l.model->dtype)) *
                1e-9,

@@ -143,9 +143,8 @@ static enum ht_status resolve_options(struct ht_engine *e, const struct ht_model
     struct ht_engine_options *o = &e->o;
     const int64_t positions = c->rope_dims ? c->max_position : INT64_MAX;
 
-    if (o->kv != HT_KV_MODEL || o->state != HT_STATE_F32)
-        return HT_FAIL(HT_ERR_UNSUPPORTED,
-                       "keys and values have the model's dtype and states are fp32 here");
+    if (o->kv != HT_KV_MODEL)
+        return HT_FAIL(HT_ERR_UNSUPPORTED, "keys and values have the model's dtype here");
     if (o->max_context < 0 || o->max_context > INT32_MAX)
         return HT_FAIL(HT_ERR_ARG, "max_context is %lld; 1 to 2147483647",
                        (long long)o->max_context);
@@ -178,12 +177,18 @@ static enum ht_status resolve_options(struct ht_engine *e, const struct ht_model
     return HT_OK;
 }
 
+static enum ht_dtype ssm_dtype(const struct ht_engine_options *o)
+{
+    return o->state == HT_STATE_16 ? HT_DTYPE_BF16 : HT_DTYPE_F32;
+}
+
 /* Tokens that the pool of keys and values holds. */
 static enum ht_status kv_pool_tokens(const struct ht_engine *e, const struct ht_model_config *c,
                                      int64_t *out)
 {
     const struct ht_engine_options *o = &e->o;
-    const int64_t slots_bytes = (o->max_seqs + o->max_drafts) * ht_pool_slot_bytes(c);
+    const int64_t slots_bytes =
+        (o->max_seqs + o->max_drafts) * ht_pool_slot_bytes(c, ssm_dtype(&e->o));
 
     *out = e->token_bytes ? o->max_seqs * o->max_context : 0;
     if (o->memory_bytes == 0) return HT_OK;
@@ -203,7 +208,8 @@ static enum ht_status allocate(struct ht_engine *e)
     const size_t row_bytes = (size_t)c->vocab_size * sizeof *e->logits;
     struct ht_pool_options pool = { .n_slots = e->o.max_seqs + e->o.max_drafts,
                                     .n_drafts = e->o.max_drafts,
-                                    .block_tokens = e->o.prefill_chunk };
+                                    .block_tokens = e->o.prefill_chunk,
+                                    .ssm_dtype = ssm_dtype(&e->o) };
 
     e->token_bytes = ht_pool_token_bytes(c, e->loaded.model->dtype);
     HT_TRY(kv_pool_tokens(e, c, &pool.kv_tokens));
@@ -211,7 +217,8 @@ static enum ht_status allocate(struct ht_engine *e)
     HT_TRY(ht_extents_create(&e->extents, pool.kv_tokens, (int)e->o.max_seqs));
     if (e->o.prefix_cache_bytes > 0)
         HT_TRY(ht_prefix_cache_create(&e->cache, e->o.prefix_cache_bytes));
-    e->stats.pool_bytes = pool.n_slots * ht_pool_slot_bytes(c) + pool.kv_tokens * e->token_bytes;
+    e->stats.pool_bytes =
+        pool.n_slots * ht_pool_slot_bytes(c, ssm_dtype(&e->o)) + pool.kv_tokens * e->token_bytes;
     e->stats.weight_bytes = ht_loaded_weight_bytes(&e->loaded);
     e->published = e->stats;
     e->running = calloc(seqs, sizeof *e->running);

@@ -64,11 +64,30 @@ size_t ht_ssd_backward_scratch_bytes(const struct ht_ssd_args *a);
 size_t ht_ssd_forward_scratch_bytes_cuda(const struct ht_ssd_args *a);
 size_t ht_ssd_backward_scratch_bytes_cuda(const struct ht_ssd_args *a);
 
+/* States of many sequences. In bf16 they are rounded stochastically whenever they are written
+ * (ssm/state_round.h): how token i of a call rounds depends on stream, its position and the element
+ * alone. */
+struct ht_ssm_states {
+    void *p;             // (n_slots, H, P, N)
+    enum ht_dtype dtype; // fp32 or bf16
+    // for bf16
+    uint32_t stream;         // of a layer
+    const int64_t *position; // (n_tokens) of each token in its sequence; NULL: first_position + i
+    int64_t first_position;
+};
+
 /* One token for each of n_tokens sequences (decode, spec 4.3), state updated in place at
- * state + slot[i] * H*P*N; slot -1 is a padding row: y = 0, no state touched. Uses x, B, C, dt_raw, dt_bias,
+ * slot[i] * H*P*N; slot -1 is a padding row: y = 0, no state touched. Uses x, B, C, dt_raw, dt_bias,
  * A_log, D, y, strides and the clamp of `a`; seqs and chunk are ignored. slot NULL means slot[i] = i. No two
  * tokens of a call may name the same slot. */
-enum ht_status ht_ssd_step(struct ht_backend *be, const struct ht_ssd_args *a, float *state,
-                           const int32_t *slot);
+enum ht_status ht_ssd_step(struct ht_backend *be, const struct ht_ssd_args *a,
+                           const struct ht_ssm_states *states, const int32_t *slot);
+
+/* The state of a slot, n = H*P*N elements of it, as fp32 for a scan's init_state; and back after its
+ * last token, at first_position. */
+enum ht_status ht_ssm_state_load(struct ht_backend *be, float *to,
+                                 const struct ht_ssm_states *states, int64_t slot, int64_t n);
+enum ht_status ht_ssm_state_store(struct ht_backend *be, const struct ht_ssm_states *states,
+                                  int64_t slot, int64_t n, const float *from);
 
 #endif

@@ -2,6 +2,9 @@
 #include "ssm/ssm_ops.h"
 
 #include <inttypes.h>
+#include <string.h>
+
+#include "ssm/state_round.h"
 
 static const struct ht_ssm_ops table[HT_BACKEND_COUNT] = {
     [HT_BACKEND_CPU] = {
@@ -250,8 +253,16 @@ enum ht_status ht_ssd_backward(struct ht_backend *be, const struct ht_ssd_args *
     return ops->ssd_backward[be->isa](be, a);
 }
 
-enum ht_status ht_ssd_step(struct ht_backend *be, const struct ht_ssd_args *a, float *state,
-                           const int32_t *slot)
+static enum ht_status check_states(const char *op, const struct ht_ssm_states *states)
+{
+    if (states->dtype != HT_DTYPE_F32 && states->dtype != HT_DTYPE_BF16)
+        return HT_FAIL(HT_ERR_UNSUPPORTED, "%s: states are %s; they can be fp32 and bf16", op,
+                       ht_dtype_name(states->dtype));
+    return CHECK_POINTERS(op, { "state", states->p });
+}
+
+enum ht_status ht_ssd_step(struct ht_backend *be, const struct ht_ssd_args *a,
+                           const struct ht_ssm_states *states, const int32_t *slot)
 {
     const char *op = "ssd_step";
     const struct ht_ssm_ops *ops;
@@ -259,7 +270,8 @@ enum ht_status ht_ssd_step(struct ht_backend *be, const struct ht_ssd_args *a, f
     HT_TRY(row(&ops, be, op, a->dtype));
     if (a->n_tokens == 0) return HT_OK;
     HT_TRY(ssd_check(op, a));
-    HT_TRY(CHECK_POINTERS(op, { "y", a->y }, { "state", state }));
+    HT_TRY(CHECK_POINTERS(op, { "y", a->y }));
+    HT_TRY(check_states(op, states));
     HT_TRY(check_stride(op, "y_stride", a->y_stride, a->n_heads * a->d_head));
     const bool readable = slot && be->kind == HT_BACKEND_CPU;
     for (int64_t i = 0; readable && i < a->n_tokens; i++)
@@ -267,7 +279,43 @@ enum ht_status ht_ssd_step(struct ht_backend *be, const struct ht_ssd_args *a, f
             return HT_FAIL(HT_ERR_ARG,
                            "%s: slot[%" PRId64 "] is %d; it must be -1 or a state's number", op, i,
                            (int)slot[i]);
-    return ops->ssd_step[be->isa](be, a, state, slot);
+    return ops->ssd_step[be->isa](be, a, states, slot);
+}
+
+enum ht_status ht_ssm_state_load(struct ht_backend *be, float *to,
+                                 const struct ht_ssm_states *states, int64_t slot, int64_t n)
+{
+    HT_TRY(check_states("ssm_state_load", states));
+    if (states->dtype == HT_DTYPE_F32)
+        return ht_backend_copy(be, to, (const float *)states->p + slot * n, (size_t)n * sizeof *to);
+    const ht_bf16 *from = (const ht_bf16 *)states->p + slot * n;
+#ifdef HT_WITH_CUDA
+    if (be->kind == HT_BACKEND_CUDA) return ht_ssm_state_load_cuda(be, to, from, n);
+#endif
+#pragma omp parallel for num_threads(be->n_threads) schedule(static) if (n > 65536)
+    for (int64_t i = 0; i < n; i++) to[i] = ht_bf16_to_f32(from[i]);
+    return HT_OK;
+}
+
+enum ht_status ht_ssm_state_store(struct ht_backend *be, const struct ht_ssm_states *states,
+                                  int64_t slot, int64_t n, const float *from)
+{
+    const uint32_t key = ht_state_key(states->stream, states->first_position);
+
+    HT_TRY(check_states("ssm_state_store", states));
+    if (states->dtype == HT_DTYPE_F32)
+        return ht_backend_copy(be, (float *)states->p + slot * n, from, (size_t)n * sizeof *from);
+    ht_bf16 *to = (ht_bf16 *)states->p + slot * n;
+#ifdef HT_WITH_CUDA
+    if (be->kind == HT_BACKEND_CUDA) return ht_ssm_state_store_cuda(be, to, from, n, key);
+#endif
+#pragma omp parallel for num_threads(be->n_threads) schedule(static) if (n > 65536)
+    for (int64_t i = 0; i < n; i++) {
+        uint32_t bits;
+        memcpy(&bits, from + i, sizeof bits);
+        to[i] = (ht_bf16)ht_state_bf16(bits, ht_state_noise(key, (uint32_t)i));
+    }
+    return HT_OK;
 }
 
 /* ---- gated norm ---- */

@@ -14,7 +14,7 @@
 typedef enum ht_status ht_conv1d_fn(struct ht_backend *be, const struct ht_conv1d_args *a);
 typedef enum ht_status ht_ssd_fn(struct ht_backend *be, const struct ht_ssd_args *a);
 typedef enum ht_status ht_ssd_step_fn(struct ht_backend *be, const struct ht_ssd_args *a,
-                                      float *state, const int32_t *slot);
+                                      const struct ht_ssm_states *states, const int32_t *slot);
 typedef enum ht_status ht_gated_norm_fn(struct ht_backend *be, const struct ht_gated_norm_args *a);
 
 HT_ISA_DECLARE(ht_conv1d_fn, ht_conv1d_forward_cpu);
@@ -29,6 +29,10 @@ HT_ISA_DECLARE(ht_gated_norm_fn, ht_gated_norm_backward_cpu);
 ht_conv1d_fn ht_conv1d_forward_cuda, ht_conv1d_backward_cuda;
 ht_ssd_fn ht_ssd_forward_cuda, ht_ssd_backward_cuda;
 ht_ssd_step_fn ht_ssd_step_cuda;
+enum ht_status ht_ssm_state_load_cuda(struct ht_backend *be, float *to, const ht_bf16 *from,
+                                      int64_t n);
+enum ht_status ht_ssm_state_store_cuda(struct ht_backend *be, ht_bf16 *to, const float *from,
+                                       int64_t n, uint32_t key);
 ht_gated_norm_fn ht_gated_norm_forward_cuda, ht_gated_norm_backward_cuda;
 #endif
 

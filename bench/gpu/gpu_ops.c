@@ -393,7 +393,7 @@ static enum ht_status ssd_step(struct bench_world *w)
 {
     struct ht_ssd_args a = ssd_args(w);
     a.n_tokens = DECODE_SEQS;
-    return ht_ssd_step(&w->be, &a, w->state, NULL);
+    return ht_ssd_step(&w->be, &a, &(struct ht_ssm_states){ .p = w->state }, NULL);
 }
 // per token, 64-wide tiles: x, y, B, C, dt; backward adds dy, dx and states in bf16
 // (spec/gpu.md 3.3)

@@ -353,7 +353,7 @@ static enum ht_status open_models(struct bench *b)
         b->resident_bytes[i] = (double)ht_memory_resident_bytes() - before;
         b->r->model[i] = (struct ht_compare_model){
             .weight_bytes = (double)ht_loaded_weight_bytes(&b->l[i]),
-            .slot_bytes = (double)ht_pool_slot_bytes(config_of(b, i)),
+            .slot_bytes = (double)ht_pool_slot_bytes(config_of(b, i), HT_DTYPE_F32),
             .token_bytes = (double)ht_pool_token_bytes(config_of(b, i), b->l[i].model->dtype),
             .n_matmul = matmul_parameters(&b->l[i]),
         };

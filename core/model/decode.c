@@ -185,7 +185,8 @@ static enum ht_status extend_block(struct ht_decoder *d, struct ht_state *s, con
     for (int64_t t = 0; t < n; t++) d->pos[t] = (int32_t)(s->n_tokens + t);
     for (int64_t i = 0; i < d->m->cfg.n_layers; i++)
         d->mixer[i] = (struct ht_mixer_state){ .conv = s->conv[i],
-                                               .ssm = s->ssm[i],
+                                               .ssm = { .p = s->ssm[i] },
+                                               .first_past = s->n_tokens,
                                                .k_cache = &s->k[i],
                                                .v_cache = &s->v[i],
                                                .past = &s->n_tokens,

@@ -10,6 +10,7 @@
 #define HT_MODEL_LAYERS_H
 
 #include "core/model/model.h"
+#include "ssm/ssd.h"
 
 /* Buffers of one layer. Which are kept per layer and which are shared: acts.c. */
 struct ht_layer_acts {
@@ -54,9 +55,11 @@ struct ht_acts {
 
 /* Carried state of the layers of a batch of sequences (prefill and decode); NULL in training. */
 struct ht_mixer_state {
-    float *conv, *ssm;      // (n_slots, W-1, CD), (n_slots, H, P, N), updated in place
-    const int32_t *slot;    // (n_seqs) place of each sequence in both; NULL: in order
-    int32_t first_slot;     // with several tokens of a sequence, which is the only one: its place
+    float *conv;              // (n_slots, W-1, CD), updated in place
+    struct ht_ssm_states ssm; // (n_slots, H, P, N), updated in place; position is `past` here
+    const int32_t *slot;      // (n_seqs) place of each sequence in both; NULL: in order
+    int32_t first_slot;     // with several tokens of a sequence, which is the only one: its place,
+    int64_t first_past;     // and how many tokens it has
     const int32_t *numbers; // 0, 1, 2, ... as many as slots: for ht_mamba_replay
     void **k_cache, **v_cache;          // per sequence: (capacity, n_kv_heads, d_head)
     const int64_t *past;                // (n_seqs) tokens before the new ones
@@ -81,9 +84,11 @@ static inline int64_t ht_saved_width(const struct ht_model_config *c)
     return ht_conv_channels(c) + c->ssm_heads;
 }
 
-/* The convolution and SSM state of `slot` after one more token, whose saved row this is. */
+/* The convolution and SSM state of `slot` after one more token, at that position, whose saved row
+ * this is. */
 enum ht_status ht_mamba_replay(struct ht_model *m, int layer, struct ht_layer_acts *a,
-                               const struct ht_mixer_state *state, int32_t slot, const void *saved);
+                               const struct ht_mixer_state *state, int32_t slot, int64_t position,
+                               const void *saved);
 
 enum ht_status ht_mamba_forward(struct ht_model *m, int layer, struct ht_layer_acts *a,
                                 const struct ht_model_batch *b, void *branch,

@@ -90,21 +90,21 @@ static struct ht_gated_norm_args norm_args(const struct ht_model *m, int layer,
 static enum ht_status copy_slot(const struct ht_model *m, const struct ht_mixer_state *state,
                                 int32_t from, int32_t to)
 {
-    enum { PIECE = 16384 }; // floats
+    enum { PIECE = 1 << 16 }; // bytes
     const struct ht_model_config *c = &m->cfg;
     const int64_t conv_n = (c->d_conv - 1) * ht_conv_channels(c);
-    const int64_t ssm_n = c->ssm_heads * c->ssm_d_head * c->d_state;
-    const float *src = state->ssm + from * ssm_n;
-    float *dst = state->ssm + to * ssm_n;
+    const int64_t ssm_bytes =
+        c->ssm_heads * c->ssm_d_head * c->d_state * (int64_t)ht_dtype_bytes(state->ssm.dtype);
+    const char *src = (const char *)state->ssm.p + from * ssm_bytes;
+    char *dst = (char *)state->ssm.p + to * ssm_bytes;
 
     HT_TRY(ht_backend_copy(m->be, state->conv + to * conv_n, state->conv + from * conv_n,
-                           (size_t)conv_n * sizeof *dst));
-    if (m->be->kind != HT_BACKEND_CPU)
-        return ht_backend_copy(m->be, dst, src, (size_t)ssm_n * sizeof *dst);
-#pragma omp parallel for num_threads(m->be->n_threads) schedule(static) if (ssm_n > 4 * PIECE)
-    for (int64_t i = 0; i < ssm_n; i += PIECE) {
-        const int64_t n = ssm_n - i < PIECE ? ssm_n - i : PIECE;
-        memcpy(dst + i, src + i, (size_t)n * sizeof *dst);
+                           (size_t)conv_n * sizeof *state->conv));
+    if (m->be->kind != HT_BACKEND_CPU) return ht_backend_copy(m->be, dst, src, (size_t)ssm_bytes);
+#pragma omp parallel for num_threads(m->be->n_threads) schedule(static) if (ssm_bytes > 4 * PIECE)
+    for (int64_t i = 0; i < ssm_bytes; i += PIECE) {
+        const int64_t n = ssm_bytes - i < PIECE ? ssm_bytes - i : PIECE;
+        memcpy(dst + i, src + i, (size_t)n);
     }
     return HT_OK;
 }
@@ -128,6 +128,7 @@ static enum ht_status step_groups(struct ht_model *m, const struct ht_conv1d_arg
         const int64_t first = groups->start[g], n = groups->start[g + 1] - first;
         struct ht_conv1d_args conv = *all_conv;
         struct ht_ssd_args ssd = *all_ssd;
+        struct ht_ssm_states ssm = state->ssm;
         conv.seqs.n_seqs = ssd.seqs.n_seqs = conv.n_tokens = ssd.n_tokens = n;
         conv.x = ht_column(conv.x, first * conv.x_stride, m->dtype);
         conv.y = ht_column(conv.y, first * conv.y_stride, m->dtype);
@@ -139,7 +140,8 @@ static enum ht_status step_groups(struct ht_model *m, const struct ht_conv1d_arg
         ssd.dt_raw = ht_column(ssd.dt_raw, first * ssd.dt_stride, m->dtype);
         ssd.y = ht_column(ssd.y, first * ssd.y_stride, m->dtype);
         HT_TRY(ht_conv1d_forward(m->be, &conv));
-        HT_TRY(ht_ssd_step(m->be, &ssd, state->ssm, state->slot + first));
+        ssm.position = state->past + first;
+        HT_TRY(ht_ssd_step(m->be, &ssd, &ssm, state->slot + first));
         for (int64_t i = 0; g == 0 && i < groups->n_copies; i++)
             HT_TRY(copy_slot(m, state, groups->copy_from[i], groups->copy_to[i]));
     }
@@ -147,19 +149,60 @@ static enum ht_status step_groups(struct ht_model *m, const struct ht_conv1d_arg
 }
 
 enum ht_status ht_mamba_replay(struct ht_model *m, int layer, struct ht_layer_acts *a,
-                               const struct ht_mixer_state *state, int32_t slot, const void *saved)
+                               const struct ht_mixer_state *state, int32_t slot, int64_t position,
+                               const void *saved)
 {
     const struct ht_model_batch b = { .n_tokens = 1, .seqs = { 1, state->numbers } };
     struct ht_conv1d_args conv = conv_args(m, layer, a, &b);
     struct ht_ssd_args ssd = ssd_args(m, layer, a, &b);
+    struct ht_ssm_states ssm = state->ssm;
 
+    ssm.position = NULL;
+    ssm.first_position = position;
     conv.state = state->conv;
     conv.slot = state->numbers + slot;
     conv.x = saved;
     conv.x_stride = ssd.dt_stride = ht_saved_width(&m->cfg);
     ssd.dt_raw = ht_column(saved, ht_conv_channels(&m->cfg), m->dtype);
     HT_TRY(ht_conv1d_forward(m->be, &conv));
-    return ht_ssd_step(m->be, &ssd, state->ssm, state->numbers + slot);
+    return ht_ssd_step(m->be, &ssd, &ssm, state->numbers + slot);
+}
+
+/* Scan of several tokens of one sequence, from its state and into it. */
+static enum ht_status scan_on(struct ht_model *m, struct ht_ssd_args *ssd,
+                              const struct ht_mixer_state *state)
+{
+    const struct ht_model_config *c = &m->cfg;
+    const int64_t n = c->ssm_heads * c->ssm_d_head * c->d_state;
+    const size_t mark = ht_arena_mark(&m->be->scratch);
+    struct ht_ssm_states ssm = state->ssm;
+    enum ht_status st = HT_OK;
+    void *whole = NULL;
+
+    if (ssm.dtype == HT_DTYPE_F32) {
+        ssd->init_state = ssd->final_state = (float *)ssm.p + state->first_slot * n;
+        return ht_ssd_forward(m->be, ssd);
+    }
+    ssm.position = NULL;
+    ssm.first_position = state->first_past + ssd->n_tokens - 1;
+    HT_TRY(ht_arena_take(&whole, &m->be->scratch, (size_t)n * sizeof(float)));
+    ssd->init_state = ssd->final_state = whole;
+    HT_TRY_GOTO(st, done, ht_ssm_state_load(m->be, whole, &ssm, state->first_slot, n));
+    HT_TRY_GOTO(st, done, ht_ssd_forward(m->be, ssd));
+    HT_TRY_GOTO(st, done, ht_ssm_state_store(m->be, &ssm, state->first_slot, n, whole));
+done:
+    ht_arena_reset(&m->be->scratch, mark);
+    return st;
+}
+
+/* One token of each sequence. */
+static enum ht_status step_on(struct ht_model *m, const struct ht_ssd_args *ssd,
+                              const struct ht_mixer_state *state)
+{
+    struct ht_ssm_states ssm = state->ssm;
+
+    ssm.position = state->past;
+    return ht_ssd_step(m->be, ssd, &ssm, state->slot);
 }
 
 enum ht_status ht_mamba_forward(struct ht_model *m, int layer, struct ht_layer_acts *a,
@@ -183,14 +226,12 @@ enum ht_status ht_mamba_forward(struct ht_model *m, int layer, struct ht_layer_a
         }
         HT_TRY(ht_conv1d_forward(m->be, &conv));
     }
-    if (state && state->one_each) {
-        if (!state->groups) HT_TRY(ht_ssd_step(m->be, &ssd, state->ssm, state->slot));
-    } else {
-        if (state)
-            ssd.init_state = ssd.final_state =
-                state->ssm + state->first_slot * c->ssm_heads * c->ssm_d_head * c->d_state;
+    if (!state)
         HT_TRY(ht_ssd_forward(m->be, &ssd));
-    }
+    else if (!state->one_each)
+        HT_TRY(scan_on(m, &ssd, state));
+    else if (!state->groups)
+        HT_TRY(step_on(m, &ssd, state));
     HT_TRY(ht_gated_norm_forward(m->be, &norm));
     if (!branch) return HT_OK; // recomputation: only the activations are wanted
     return ht_model_linear(m, layer, HT_T_OUT_PROJ, &out, branch, a->o);

@@ -12,9 +12,9 @@
 struct ht_pool {
     struct ht_model *m;
     struct ht_pool_options o;
-    int64_t conv_n, ssm_n, kv_row_bytes; // floats per slot and layer; bytes of k of a token
-    float **conv, **ssm;                 // (n_layers): of all slots; NULL for attention layers
-    char **k, **v;                       // (n_layers): (kv_tokens, n_kv_heads, d_head)
+    int64_t conv_bytes, ssm_bytes, kv_row_bytes; // per slot and layer; of k of a token
+    char **conv, **ssm; // (n_layers): of all slots; NULL for attention layers
+    char **k, **v;      // (n_layers): (kv_tokens, n_kv_heads, d_head)
     struct ht_acts *acts;
     struct ht_mixer_state *mixer; // (n_layers)
     // of a pass of at most n_rows rows
@@ -36,14 +36,14 @@ struct ht_pool {
     struct ht_arena arena;
 };
 
-int64_t ht_pool_slot_bytes(const struct ht_model_config *c)
+int64_t ht_pool_slot_bytes(const struct ht_model_config *c, enum ht_dtype ssm_dtype)
 {
     int64_t sum = 0;
 
     for (int64_t i = 0; i < c->n_layers; i++)
         if (c->layer_kind[i] == HT_LAYER_MAMBA)
-            sum += 4 * ((c->d_conv - 1) * ht_conv_channels(c) +
-                        c->ssm_heads * c->ssm_d_head * c->d_state);
+            sum += (c->d_conv - 1) * ht_conv_channels(c) * 4 +
+                   c->ssm_heads * c->ssm_d_head * c->d_state * (int64_t)ht_dtype_bytes(ssm_dtype);
     return sum;
 }
 
@@ -61,8 +61,8 @@ static enum ht_status allocate_states(struct ht_pool *p)
 {
     const struct ht_model_config *c = &p->m->cfg;
     const size_t slots = (size_t)p->o.n_slots;
-    const size_t conv_bytes = slots * (size_t)p->conv_n * 4,
-                 ssm_bytes = slots * (size_t)p->ssm_n * 4;
+    const size_t conv_bytes = slots * (size_t)p->conv_bytes;
+    const size_t ssm_bytes = slots * (size_t)p->ssm_bytes;
     const size_t kv_bytes = (size_t)(p->o.kv_tokens * p->kv_row_bytes);
     const size_t saved_bytes = (size_t)(p->o.n_drafts * (HT_POOL_RUN - 1)) * (size_t)p->saved_bytes;
     size_t total = 64;
@@ -167,6 +167,11 @@ static enum ht_status reserve_scratch(struct ht_pool *p)
     const int64_t k = widest > c->d_model ? widest : c->d_model;
     const int64_t rows = p->n_rows;
 
+    if (p->o.ssm_dtype !=
+        HT_DTYPE_F32) // a prompt's scan has its state in fp32 beside its own scratch
+        HT_TRY(ht_backend_reserve_scratch(
+            m->be, m->be->scratch.size_bytes +
+                       ht_arena_bytes((size_t)p->ssm_bytes / ht_dtype_bytes(p->o.ssm_dtype) * 4)));
     if (p->o.kv_tokens > 0)
         HT_TRY(ht_backend_reserve_scratch(
             m->be, (size_t)p->o.n_slots * ht_kv_attention_scratch_bytes(&kv, m->be->n_threads)));
@@ -186,8 +191,9 @@ enum ht_status ht_pool_create(struct ht_pool **out, struct ht_model *m,
     if (!p) return HT_FAIL(HT_ERR_MEMORY, "no memory for the pools of sequence states");
     p->m = m;
     p->o = *o;
-    p->conv_n = (c->d_conv - 1) * ht_conv_channels(c);
-    p->ssm_n = c->ssm_heads * c->ssm_d_head * c->d_state;
+    p->conv_bytes = (c->d_conv - 1) * ht_conv_channels(c) * (int64_t)sizeof(float);
+    p->ssm_bytes =
+        c->ssm_heads * c->ssm_d_head * c->d_state * (int64_t)ht_dtype_bytes(o->ssm_dtype);
     p->kv_row_bytes = c->n_kv_heads * c->d_head * (int64_t)ht_dtype_bytes(m->dtype);
     p->n_rows = o->n_slots + o->n_drafts * (HT_POOL_RUN - 1);
     p->n_logits = p->n_rows;
@@ -235,15 +241,16 @@ enum ht_status ht_pool_reset(struct ht_pool *p, struct ht_place *at)
     at->n_tokens = 0;
     for (int64_t i = 0; i < p->m->cfg.n_layers; i++) {
         if (!p->conv[i]) continue;
-        HT_TRY(ht_backend_zero(be, p->conv[i] + at->slot * p->conv_n, (size_t)p->conv_n * 4));
-        HT_TRY(ht_backend_zero(be, p->ssm[i] + at->slot * p->ssm_n, (size_t)p->ssm_n * 4));
+        HT_TRY(ht_backend_zero(be, p->conv[i] + at->slot * p->conv_bytes, (size_t)p->conv_bytes));
+        HT_TRY(ht_backend_zero(be, p->ssm[i] + at->slot * p->ssm_bytes, (size_t)p->ssm_bytes));
     }
     return HT_OK;
 }
 
 int64_t ht_pool_export_bytes(const struct ht_pool *p, int64_t n_tokens)
 {
-    return ht_pool_slot_bytes(&p->m->cfg) + n_tokens * ht_pool_token_bytes(&p->m->cfg, p->m->dtype);
+    return ht_pool_slot_bytes(&p->m->cfg, p->o.ssm_dtype) +
+           n_tokens * ht_pool_token_bytes(&p->m->cfg, p->m->dtype);
 }
 
 enum direction { OUT, IN };
@@ -265,8 +272,8 @@ static enum ht_status move_state(const struct ht_pool *p, const struct ht_place 
 
     for (int64_t i = 0; i < p->m->cfg.n_layers; i++) {
         if (!p->conv[i]) continue;
-        HT_TRY(move(p, &bytes, p->conv[i] + at->slot * p->conv_n, p->conv_n * 4, d));
-        HT_TRY(move(p, &bytes, p->ssm[i] + at->slot * p->ssm_n, p->ssm_n * 4, d));
+        HT_TRY(move(p, &bytes, p->conv[i] + at->slot * p->conv_bytes, p->conv_bytes, d));
+        HT_TRY(move(p, &bytes, p->ssm[i] + at->slot * p->ssm_bytes, p->ssm_bytes, d));
     }
     for (int64_t i = 0; i < p->m->cfg.n_layers; i++) {
         if (!p->k[i]) continue;
@@ -317,10 +324,10 @@ enum ht_status ht_pool_copy(struct ht_pool *p, struct ht_place *to, const struct
 
     for (int64_t i = 0; i < p->m->cfg.n_layers; i++) {
         if (p->conv[i]) {
-            HT_TRY(ht_backend_copy(be, p->conv[i] + to->slot * p->conv_n,
-                                   p->conv[i] + from->slot * p->conv_n, (size_t)p->conv_n * 4));
-            HT_TRY(ht_backend_copy(be, p->ssm[i] + to->slot * p->ssm_n,
-                                   p->ssm[i] + from->slot * p->ssm_n, (size_t)p->ssm_n * 4));
+            HT_TRY(ht_backend_copy(be, p->conv[i] + to->slot * p->conv_bytes,
+                                   p->conv[i] + from->slot * p->conv_bytes, (size_t)p->conv_bytes));
+            HT_TRY(ht_backend_copy(be, p->ssm[i] + to->slot * p->ssm_bytes,
+                                   p->ssm[i] + from->slot * p->ssm_bytes, (size_t)p->ssm_bytes));
         } else {
             HT_TRY(ht_backend_copy(be, p->k[i] + to->kv_start * p->kv_row_bytes,
                                    p->k[i] + from->kv_start * p->kv_row_bytes, kv_n));
@@ -371,16 +378,19 @@ static enum ht_status pass(struct ht_pool *p, const struct ht_model_batch *b, bo
             p->groups[l] = *groups;
             p->groups[l].saved = (char *)p->saved[l] + n_saved * p->saved_bytes;
         }
-        p->mixer[l] = (struct ht_mixer_state){ .conv = p->conv[l],
-                                               .ssm = p->ssm[l],
-                                               .slot = there(p, p->slots),
-                                               .first_slot = p->slots[0],
-                                               .numbers = there(p, p->numbers),
-                                               .k_cache = there(p, p->k_of + p->kv_at[l]),
-                                               .v_cache = there(p, p->v_of + p->kv_at[l]),
-                                               .past = there(p, p->past),
-                                               .one_each = one_each,
-                                               .groups = groups ? &p->groups[l] : NULL };
+        p->mixer[l] = (struct ht_mixer_state){
+            .conv = (float *)(void *)p->conv[l],
+            .ssm = { .p = p->ssm[l], .dtype = p->o.ssm_dtype, .stream = (uint32_t)l },
+            .first_past = p->past[0],
+            .slot = there(p, p->slots),
+            .first_slot = p->slots[0],
+            .numbers = there(p, p->numbers),
+            .k_cache = there(p, p->k_of + p->kv_at[l]),
+            .v_cache = there(p, p->v_of + p->kv_at[l]),
+            .past = there(p, p->past),
+            .one_each = one_each,
+            .groups = groups ? &p->groups[l] : NULL
+        };
     }
     // a plain copy: the tables may be changed when it returns
     if (p->tables_there != p->tables)
@@ -506,6 +516,7 @@ enum ht_status ht_pool_accept(struct ht_pool *p, struct ht_pool_run *run, int64_
     for (int64_t l = 0; l < p->m->cfg.n_layers; l++)
         for (int64_t j = 1; p->ssm[l] && j < n; j++)
             HT_TRY(ht_mamba_replay(p->m, (int)l, &p->acts->layer[l], &p->mixer[l], slot,
+                                   run->n_before + j,
                                    (char *)p->saved[l] + run->saved[j] * p->saved_bytes));
     return HT_OK;
 }

@@ -24,18 +24,20 @@ struct ht_place {           // of one sequence, given out by the caller
 };
 
 struct ht_pool_options {
-    int64_t n_slots;      // sequences, and one more for each that is extended by guesses
-    int64_t n_drafts;     // sequences that are extended by guesses in one pass; 0 = none
-    int64_t kv_tokens;    // of all extents together; 0 without attention layers
-    int64_t block_tokens; // most tokens of a prompt pass
+    int64_t n_slots;         // sequences, and one more for each that is extended by guesses
+    int64_t n_drafts;        // sequences that are extended by guesses in one pass; 0 = none
+    int64_t kv_tokens;       // of all extents together; 0 without attention layers
+    int64_t block_tokens;    // most tokens of a prompt pass
+    enum ht_dtype ssm_dtype; // of SSM states: fp32, or bf16 rounded stochastically
 };
 
 enum ht_status ht_pool_create(struct ht_pool **out, struct ht_model *m,
                               const struct ht_pool_options *o);
 void ht_pool_free(struct ht_pool *p);
 
-/* Bytes of a slot, and of a token's keys and values, of a model of that activation dtype. */
-int64_t ht_pool_slot_bytes(const struct ht_model_config *c);
+/* Bytes of a slot with SSM states of a dtype, and of a token's keys and values of a model of that
+ * activation dtype. */
+int64_t ht_pool_slot_bytes(const struct ht_model_config *c, enum ht_dtype ssm_dtype);
 int64_t ht_pool_token_bytes(const struct ht_model_config *c, enum ht_dtype dtype);
 
 enum ht_status ht_pool_reset(struct ht_pool *p, struct ht_place *at); // as before the first token

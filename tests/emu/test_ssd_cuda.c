@@ -5,6 +5,7 @@
 
 #include "core/base/cuda_device.h"
 #include "ssm/ssd_cuda_layout.h"
+#include "ssm/state_round.h"
 #include "tests/emu/ops_gpu.h"
 #include "tests/ssm/scan_case.h"
 
@@ -302,7 +303,8 @@ START_TEST(step_is_one_token_of_the_scan)
     gpu_start(&be, 0);
     const struct ht_ssd_args a = to_device(&be, &k);
     float *on_device = to_gpu(&be, &states);
-    gpu_ok(ht_ssd_step(&be, &a, on_device, gpu_put(&be, slot, sizeof slot)));
+    gpu_ok(ht_ssd_step(&be, &a, &(struct ht_ssm_states){ .p = on_device },
+                       gpu_put(&be, slot, sizeof slot)));
     from_device(&be, &k, &a);
     from_gpu(&be, &states, on_device);
     for (int i = 0; i < k.T; i++)
@@ -319,7 +321,8 @@ START_TEST(step_is_one_token_of_the_scan)
     }
 
     for (int i = 0; i < k.T; i++) slot[i] = -1; // padding rows only
-    gpu_ok(ht_ssd_step(&be, &a, on_device, gpu_put(&be, slot, sizeof slot)));
+    gpu_ok(ht_ssd_step(&be, &a, &(struct ht_ssm_states){ .p = on_device },
+                       gpu_put(&be, slot, sizeof slot)));
     from_gpu(&be, &before, on_device);
     check_same_bits(&before, &states, "states of a padded batch");
     from_gpu(&be, &k.y, a.y);
@@ -329,6 +332,65 @@ START_TEST(step_is_one_token_of_the_scan)
     gpu_end(&be);
     tensor_free(&states);
     tensor_free(&before);
+    scan_case_free(&k);
+}
+END_TEST
+
+/* A step with decay 1 on states of zero: x B exactly, rounded as the formula says, wherever the
+ * state stands; and a whole state there and back. */
+START_TEST(states_in_bf16_round_as_on_the_cpu)
+{
+    const struct scan_shape shape = { { 1, 1, 1 }, 3, 24, 136, 1, 64 };
+    const int64_t size = shape.H * shape.P * shape.N, HP = shape.H * shape.P;
+    static const int32_t slot[3] = { 2, -1, 0 };
+    static const int64_t position[3] = { 70000, 1, 3 };
+    struct scan_case k = scan_case_make(&shape, SCAN_PLAIN, dtype_of(_i), 12);
+    struct tensor states = tensor_make(3 * size, HT_DTYPE_BF16);
+    struct tensor whole = tensor_normal(size, HT_DTYPE_F32, 1.0, 5);
+    struct ht_backend be;
+
+    memset(states.p, 0, (size_t)(3 * size) * sizeof(ht_bf16));
+    for (int64_t h = 0; h < shape.H; h++) ((float *)k.A_log.p)[h] = -INFINITY;
+    k.args.dt_min = k.args.dt_max = 1.0f;
+    gpu_start(&be, 0);
+    const struct ht_ssd_args a = to_device(&be, &k);
+    const struct ht_ssm_states s = { .p = to_gpu(&be, &states),
+                                     .dtype = HT_DTYPE_BF16,
+                                     .stream = 4,
+                                     .position = gpu_put(&be, position, sizeof position),
+                                     .first_position = 17 };
+    gpu_ok(ht_ssd_step(&be, &a, &s, gpu_put(&be, slot, sizeof slot)));
+    from_gpu(&be, &states, s.p);
+    const ht_bf16 *got = states.p;
+    for (int i = 0; i < 3; i++)
+        for (int64_t e = 0; e < size && slot[i] >= 0; e++) {
+            const float x = ht_load_f32(k.rows.p, i * k.width + e / shape.N, dtype_of(_i));
+            const float B = ht_load_f32(k.rows.p, i * k.width + HP + e % shape.N, dtype_of(_i));
+            const float v = x * B;
+            uint32_t bits;
+            memcpy(&bits, &v, sizeof bits);
+            ck_assert_uint_eq(
+                got[slot[i] * size + e],
+                ht_state_bf16(bits, ht_state_noise(ht_state_key(4, position[i]), (uint32_t)e)));
+        }
+    for (int64_t e = 0; e < size; e++) ck_assert_uint_eq(got[size + e], 0);
+
+    float *on_device = to_gpu(&be, &whole);
+    gpu_ok(ht_ssm_state_store(&be, &s, 1, size, on_device));
+    from_gpu(&be, &states, s.p);
+    for (int64_t e = 0; e < size; e++) {
+        uint32_t bits;
+        memcpy(&bits, (const float *)whole.p + e, sizeof bits);
+        ck_assert_uint_eq(got[size + e],
+                          ht_state_bf16(bits, ht_state_noise(ht_state_key(4, 17), (uint32_t)e)));
+    }
+    gpu_ok(ht_ssm_state_load(&be, on_device, &s, 1, size));
+    from_gpu(&be, &whole, on_device);
+    for (int64_t e = 0; e < size; e++)
+        ck_assert(((const float *)whole.p)[e] == ht_bf16_to_f32(got[size + e]));
+    gpu_end(&be);
+    tensor_free(&states);
+    tensor_free(&whole);
     scan_case_free(&k);
 }
 END_TEST
@@ -369,6 +431,7 @@ int main(void)
     tcase_add_loop_test(property, memory_is_exact_after_a_reset, 0, 2);
     tcase_add_loop_test(property, nan_is_not_hidden, 0, 2);
     tcase_add_test(property, pieces_equal_whole);
+    tcase_add_loop_test(property, states_in_bf16_round_as_on_the_cpu, 0, 2);
     tcase_add_test(property, refusals_name_the_cause);
     suite_add_tcase(s, property);
     return gpu_run_suite(s);

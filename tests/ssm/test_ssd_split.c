@@ -167,7 +167,8 @@ START_TEST(prefill_then_steps)
     run(&a, v.isa, false);
     for (int64_t t = n; t < k.T; t++) {
         const struct ht_ssd_args step = window_of(&k, t, 1, NULL, NULL, NULL);
-        ck_assert_int_eq(ht_ssd_step(&be, &step, k.final.p, NULL), HT_OK);
+        ck_assert_int_eq(ht_ssd_step(&be, &step, &(struct ht_ssm_states){ .p = k.final.p }, NULL),
+                         HT_OK);
     }
     scan_case_check_forward(&k);
     ht_backend_free(&be);
@@ -192,7 +193,8 @@ START_TEST(step_uses_slots)
     memcpy(whole.init.d, k.init.d + 2 * size, (size_t)size * sizeof(double));
     memcpy(whole.init.d + 2 * size, k.init.d, (size_t)size * sizeof(double));
     scan_case_reference(&whole);
-    ck_assert_int_eq(ht_ssd_step(&be, &k.args, state.p, slot), HT_OK);
+    ck_assert_int_eq(ht_ssd_step(&be, &k.args, &(struct ht_ssm_states){ .p = state.p }, slot),
+                     HT_OK);
     for (int64_t i = 0; i < 3; i++)
         for (int64_t j = 0; j < HP; j++) {
             const double y = tensor_at(&k.y, i * k.args.y_stride + j);

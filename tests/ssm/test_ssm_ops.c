@@ -73,8 +73,10 @@ START_TEST(scan_refuses)
     a.y_stride = 63;
     refused(ht_ssd_forward(&be, &a), HT_ERR_ARG, "y_stride is 63");
     const int32_t slot[5] = { 0, 1, -2, 3, 4 };
-    refused(ht_ssd_step(&be, &k.args, k.init.p, slot), HT_ERR_ARG, "slot[2] is -2");
-    refused(ht_ssd_step(&be, &k.args, NULL, NULL), HT_ERR_ARG, "state is NULL");
+    refused(ht_ssd_step(&be, &k.args, &(struct ht_ssm_states){ .p = k.init.p }, slot), HT_ERR_ARG,
+            "slot[2] is -2");
+    refused(ht_ssd_step(&be, &k.args, &(struct ht_ssm_states){ .p = NULL }, NULL), HT_ERR_ARG,
+            "state is NULL");
     // nothing was written
     for (int64_t i = 0; i < k.y.n; i++) ck_assert_double_le(fabs(tensor_at(&k.y, i)), 1e-12);
     ht_backend_free(&be);
