@@ -184,24 +184,23 @@ static enum ht_status pack_rows(struct ht_qmatrix *q, int n_threads, int64_t row
         ht_qmatrix_pack(q, n_threads, row0, rows);
         return HT_OK;
     }
-    const int64_t n_groups = ht_q_groups(HT_Q_FP8, rows->group, q->k);
-    float *values = malloc((size_t)q->k * sizeof *values);
-    ht_bf16 *row = malloc((size_t)q->k * sizeof *row);
-    for (int64_t i = 0; values && row && i < rows->n_rows; i++) {
-        struct ht_qrows one = *rows;
-        one.n_rows = 1;
-        one.codes = (const unsigned char *)rows->codes + i * q->k;
-        one.scales = rows->scales + i * n_groups;
-        ht_dequantise_rows(&one, values, q->k);
-        ht_convert(row, HT_DTYPE_BF16, values, HT_DTYPE_F32, q->k);
-        ht_qmatrix_pack(
-            q, 1, row0 + i,
-            &(struct ht_qrows){ .format = HT_Q_BF16, .n_rows = 1, .k = q->k, .codes = row });
-    }
-    const bool enough = values && row;
-    free(values);
-    free(row);
-    return enough ? HT_OK : HT_FAIL(HT_ERR_MEMORY, "quant: no memory for a row of %" PRId64, q->k);
+    const int64_t k = q->k, n_groups = ht_q_groups(HT_Q_FP8, rows->group, k);
+    const unsigned char *codes = rows->codes;
+    ht_bf16 *held = malloc((size_t)(rows->n_rows * k + 1) * sizeof *held);
+    if (!held)
+        return HT_FAIL(HT_ERR_MEMORY, "quant: no memory for %" PRId64 " rows of fp8", rows->n_rows);
+#pragma omp parallel for num_threads(n_threads) schedule(static)
+    for (int64_t i = 0; i < rows->n_rows; i++)
+        for (int64_t j = 0; j < k; j++)
+            held[i * k + j] =
+                ht_f32_to_bf16(ht_bf16_to_f32(rows->scales[i * n_groups + j / rows->group]) *
+                               ht_fp8_to_f32(codes[i * k + j], HT_FP8_E4M3));
+    ht_qmatrix_pack(
+        q, n_threads, row0,
+        &(struct ht_qrows){
+            .format = HT_Q_BF16, .group = 32, .n_rows = rows->n_rows, .k = k, .codes = held });
+    free(held);
+    return HT_OK;
 }
 
 /* A NaN would not be one in the kernels, which have no time to look. */
