@@ -27,7 +27,7 @@
  * Error from x alone, root mean square over that of y, normal data (measured; test_quant.c bounds
  * it): int8, int4, int4z 0.0052 (group 64: 0.0056), `precise` 0.00002, bf16 0.0017 from fp32 x and
  * none from bf16 x. From W alone: bf16 0.0017, int8 0.0051 (64: 0.0056), int4 0.076 (0.083), int4z
- * 0.074 (0.082), fp8 0.027 (0.027). A NaN or infinity in a row of x makes its row of y NaN (bf16:
+ * 0.074 (0.082), fp8 0.026 (0.026). A NaN or infinity in a row of x makes its row of y NaN (bf16:
  * NaN or infinite).
  */
 #ifndef HT_OPS_QUANT_H
