@@ -1,423 +1,12 @@
 /* inference/grammar_schema.c: JSON schema -> rules. */
-#include <stdarg.h>
 #include <stdlib.h>
 #include <string.h>
 
-#include "inference/grammar_impl.h"
+#include "inference/grammar_schema.h"
 
-enum { MAX_COUNT = 4096, MAX_SPACES = 16, MAX_DIGITS = 16 };
+enum { MAX_COUNT = 4096 };
 
-/* Rules that every schema may use, made on demand. */
-enum common {
-    C_SPACE,
-    C_CHAR,
-    C_CHARS,
-    C_STRING,
-    C_NUMBER,
-    C_INTEGER,
-    C_VALUE,
-    C_OBJECT,
-    C_ARRAY,
-    C_BOOLEAN,
-    C_NULL,
-    C_COUNT
-};
-
-struct compiler {
-    struct ht_rules *r;
-    const json_t *root;
-    int common[C_COUNT]; // rule + 1, 0: not made
-    struct seen {        // schemas already made, for $ref
-        const json_t *schema;
-        int rule;
-    } * seen;
-    int n_seen, seen_capacity, depth;
-};
-
-// ---- building blocks ----
-
-static enum ht_status grow(void **p, int *capacity, int n, size_t size, int limit, const char *what)
-{
-    if (n < *capacity) return HT_OK;
-    if (n >= limit) return HT_FAIL(HT_ERR_ARG, "the schema needs more than %d %s", limit, what);
-    const int wanted = *capacity ? 2 * *capacity : 64;
-    void *grown = realloc(*p, (size_t)wanted * size);
-    if (!grown) return HT_FAIL(HT_ERR_MEMORY, "no memory for %d %s", wanted, what);
-    *p = grown;
-    *capacity = wanted;
-    return HT_OK;
-}
-
-static enum ht_status new_rule(struct compiler *c, int *out)
-{
-    struct ht_rules *r = c->r;
-    HT_TRY(grow((void **)&r->rules, &r->rule_capacity, r->n_rules, sizeof *r->rules,
-                HT_GRAMMAR_MAX_RULES, "rules"));
-    r->rules[r->n_rules] = (struct ht_rule){ 0 };
-    *out = r->n_rules++;
-    return HT_OK;
-}
-
-static enum ht_status symbol(struct compiler *c, enum ht_symbol_kind kind, int index)
-{
-    struct ht_rules *r = c->r;
-    HT_TRY(grow((void **)&r->symbols, &r->symbol_capacity, r->n_symbols, sizeof *r->symbols,
-                HT_GRAMMAR_MAX_SYMBOLS, "symbols"));
-    r->symbols[r->n_symbols++] = (struct ht_symbol){ kind, index };
-    return HT_OK;
-}
-
-static enum ht_status byte_class(struct compiler *c, const struct ht_byte_class *wanted, int *out)
-{
-    struct ht_rules *r = c->r;
-    for (*out = 0; *out < r->n_classes; ++*out)
-        if (memcmp(&r->classes[*out], wanted, sizeof *wanted) == 0) return HT_OK;
-    HT_TRY(grow((void **)&r->classes, &r->class_capacity, r->n_classes, sizeof *r->classes, 100000,
-                "classes"));
-    r->classes[r->n_classes++] = *wanted;
-    return HT_OK;
-}
-
-/* One byte out of ranges "azAZ09". */
-static enum ht_status one_of(struct compiler *c, const char *ranges, size_t n)
-{
-    struct ht_byte_class k = { { 0 } };
-    int index;
-    for (size_t i = 0; i + 1 < n; i += 2)
-        for (int b = (unsigned char)ranges[i]; b <= (unsigned char)ranges[i + 1]; b++)
-            k.bits[b / 64] |= (uint64_t)1 << b % 64;
-    HT_TRY(byte_class(c, &k, &index));
-    return symbol(c, HT_SYMBOL_BYTES, index);
-}
-#define ONE_OF(c, ranges) one_of((c), ranges, sizeof(ranges) - 1)
-
-static enum ht_status literal(struct compiler *c, const char *text)
-{
-    for (; *text; text++) {
-        const char pair[2] = { *text, *text };
-        HT_TRY(one_of(c, pair, 2));
-    }
-    return HT_OK;
-}
-
-static enum ht_status use(struct compiler *c, int rule)
-{
-    return symbol(c, HT_SYMBOL_RULE, rule);
-}
-
-static enum ht_status end(struct compiler *c)
-{
-    return symbol(c, HT_SYMBOL_END, 0);
-}
-
-/* Symbols from here on, up to end(), are an alternative of rule. */
-static enum ht_status begin(struct compiler *c, int rule)
-{
-    struct ht_rule *x = &c->r->rules[rule];
-    HT_TRY(grow((void **)&x->alternatives, &x->capacity, x->n, sizeof *x->alternatives,
-                HT_GRAMMAR_MAX_SYMBOLS, "alternatives"));
-    x->alternatives[x->n++] = c->r->n_symbols;
-    return HT_OK;
-}
-
-static enum ht_status empty(struct compiler *c, int rule)
-{
-    HT_TRY(begin(c, rule));
-    return end(c);
-}
-
-static enum ht_status common(struct compiler *c, enum common which, int *rule);
-
-static enum ht_status use_common(struct compiler *c, enum common which)
-{
-    return use(c, c->common[which] - 1); // made before: see need()
-}
-
-/* Rules cannot be made in the middle of an alternative: what it uses is made first. */
-static enum ht_status need(struct compiler *c, int n, ...)
-{
-    enum ht_status st = HT_OK;
-    va_list args;
-    int rule;
-    va_start(args, n);
-    for (int i = 0; i < n && st == HT_OK; i++)
-        st = common(c, (enum common)va_arg(args, int), &rule);
-    va_end(args);
-    return st;
-}
-
-/* rule ::= low to high bytes of the class, the last alternative being empty. high > low. */
-static enum ht_status repeat_class(struct compiler *c, const char *ranges, size_t n, int low,
-                                   int high, int *out)
-{
-    int next = -1;
-    for (int i = high; i >= 0; i--) { // rule i: i of them are there
-        HT_TRY(new_rule(c, out));
-        if (i < high) {
-            HT_TRY(begin(c, *out));
-            HT_TRY(one_of(c, ranges, n));
-            HT_TRY(use(c, next));
-            HT_TRY(end(c));
-        }
-        if (i >= low) HT_TRY(empty(c, *out));
-        next = *out;
-    }
-    return HT_OK;
-}
-
-static enum ht_status make_chars(struct compiler *c, int rule)
-{
-    static const struct {
-        const char *parts[4];
-        size_t n[4];
-    } forms[] = {
-        { { " !#[]\x7E" }, { 6 } }, // ASCII without quote, backslash and control characters
-        { { "\xC2\xDF", "\x80\xBF" }, { 2, 2 } },
-        { { "\xE0\xE0", "\xA0\xBF", "\x80\xBF" }, { 2, 2, 2 } },
-        { { "\xE1\xEC\xEE\xEF", "\x80\xBF", "\x80\xBF" }, { 4, 2, 2 } },
-        { { "\xED\xED", "\x80\x9F", "\x80\xBF" }, { 2, 2, 2 } },
-        { { "\xF0\xF0", "\x90\xBF", "\x80\xBF", "\x80\xBF" }, { 2, 2, 2, 2 } },
-        { { "\xF1\xF3", "\x80\xBF", "\x80\xBF", "\x80\xBF" }, { 2, 2, 2, 2 } },
-        { { "\xF4\xF4", "\x80\x8F", "\x80\xBF", "\x80\xBF" }, { 2, 2, 2, 2 } },
-        { { "\\\\", "\"\"\\\\//bbffnnrrtt" }, { 2, 16 } },
-    };
-    static const char hex[] = "09afAF";
-    for (size_t i = 0; i < sizeof forms / sizeof *forms; i++) {
-        HT_TRY(begin(c, rule));
-        for (int k = 0; k < 4 && forms[i].n[k]; k++)
-            HT_TRY(one_of(c, forms[i].parts[k], forms[i].n[k]));
-        HT_TRY(end(c));
-    }
-    for (int surrogate = 0; surrogate < 2; surrogate++) { // \uXXXX, never half of a pair
-        HT_TRY(begin(c, rule));
-        HT_TRY(literal(c, "\\u"));
-        if (surrogate) HT_TRY(ONE_OF(c, "ddDD"));
-        HT_TRY(surrogate ? ONE_OF(c, "07") : ONE_OF(c, "19acefACEF"));
-        for (int k = surrogate; k < 3; k++) HT_TRY(one_of(c, hex, 6));
-        HT_TRY(end(c));
-    }
-    HT_TRY(begin(c, rule)); // \u0XXX, but \u0000 is no text for many readers
-    HT_TRY(literal(c, "\\u0"));
-    HT_TRY(ONE_OF(c, "19afAF"));
-    HT_TRY(one_of(c, hex, 6));
-    HT_TRY(one_of(c, hex, 6));
-    HT_TRY(end(c));
-    HT_TRY(begin(c, rule));
-    HT_TRY(literal(c, "\\u00"));
-    HT_TRY(ONE_OF(c, "19afAF"));
-    HT_TRY(one_of(c, hex, 6));
-    return end(c);
-}
-
-static enum ht_status make_number(struct compiler *c, int rule, bool integer)
-{
-    int digits, fraction, exponent, tail = -1, tail2 = -1;
-    HT_TRY(repeat_class(c, "09", 2, 0, MAX_DIGITS - 1, &digits));
-    if (!integer) {
-        HT_TRY(repeat_class(c, "09", 2, 0, 1, &exponent));
-        HT_TRY(new_rule(c, &tail2)); // exponent
-        HT_TRY(empty(c, tail2));
-        for (int sign = 0; sign < 2; sign++) {
-            HT_TRY(begin(c, tail2));
-            HT_TRY(ONE_OF(c, "eeEE"));
-            if (sign) HT_TRY(ONE_OF(c, "++--"));
-            HT_TRY(ONE_OF(c, "09"));
-            HT_TRY(use(c, exponent));
-            HT_TRY(end(c));
-        }
-        HT_TRY(repeat_class(c, "09", 2, 0, MAX_DIGITS - 1, &fraction));
-        HT_TRY(new_rule(c, &tail));
-        HT_TRY(begin(c, tail));
-        HT_TRY(use(c, tail2));
-        HT_TRY(end(c));
-        HT_TRY(begin(c, tail));
-        HT_TRY(literal(c, "."));
-        HT_TRY(ONE_OF(c, "09"));
-        HT_TRY(use(c, fraction));
-        HT_TRY(use(c, tail2));
-        HT_TRY(end(c));
-    }
-    for (int form = 0; form < 4; form++) {
-        HT_TRY(begin(c, rule));
-        if (form & 1) HT_TRY(literal(c, "-"));
-        if (form & 2)
-            HT_TRY(literal(c, "0"));
-        else
-            HT_TRY(ONE_OF(c, "19"));
-        if (!(form & 2)) HT_TRY(use(c, digits));
-        if (tail >= 0) HT_TRY(use(c, tail));
-        HT_TRY(end(c));
-    }
-    return HT_OK;
-}
-
-/* { key: value, .. } with any number of members. */
-static enum ht_status make_map(struct compiler *c, int rule, int value)
-{
-    int member, more;
-    HT_TRY(need(c, 2, C_SPACE, C_STRING));
-    HT_TRY(new_rule(c, &member));
-    HT_TRY(new_rule(c, &more));
-    HT_TRY(begin(c, member));
-    HT_TRY(use_common(c, C_STRING));
-    HT_TRY(literal(c, ":"));
-    HT_TRY(use_common(c, C_SPACE));
-    HT_TRY(use(c, value));
-    HT_TRY(use_common(c, C_SPACE));
-    HT_TRY(end(c));
-    HT_TRY(empty(c, more));
-    HT_TRY(begin(c, more));
-    HT_TRY(literal(c, ","));
-    HT_TRY(use_common(c, C_SPACE));
-    HT_TRY(use(c, member));
-    HT_TRY(use(c, more));
-    HT_TRY(end(c));
-    for (int members = 0; members < 2; members++) {
-        HT_TRY(begin(c, rule));
-        HT_TRY(literal(c, "{"));
-        HT_TRY(use_common(c, C_SPACE));
-        if (members) HT_TRY(use(c, member));
-        if (members) HT_TRY(use(c, more));
-        HT_TRY(literal(c, "}"));
-        HT_TRY(end(c));
-    }
-    return HT_OK;
-}
-
-/* [ items ]: the first n_prefix of their own rules, the rest of rule `item` (-1: none may follow).
- * high -1: no bound. */
-static enum ht_status make_list(struct compiler *c, int rule, const int *prefix, int n_prefix,
-                                int item, int low, int high)
-{
-    int next = -1, this;
-    HT_TRY(need(c, 1, C_SPACE));
-    if (item < 0 && (high < 0 || high > n_prefix)) high = n_prefix;
-    const int last =
-        high >= 0 ? high
-                  : (low > n_prefix ? low : n_prefix); // rule `last`: that many items are there
-    for (int i = last; i >= 0; i--) {
-        HT_TRY(new_rule(c, &this));
-        if (i >= low) HT_TRY(empty(c, this));
-        if (i < last || high < 0) {
-            HT_TRY(begin(c, this));
-            if (i > 0) HT_TRY(literal(c, ","));
-            if (i > 0) HT_TRY(use_common(c, C_SPACE));
-            HT_TRY(use(c, i < n_prefix ? prefix[i] : item));
-            HT_TRY(use_common(c, C_SPACE));
-            HT_TRY(use(c, i < last ? next : this));
-            HT_TRY(end(c));
-        }
-        next = this;
-        if (i == 0 && last == 0 &&
-            high < 0) { // items without bound from the first on: the first has no comma
-            int more;
-            HT_TRY(new_rule(c, &more));
-            HT_TRY(empty(c, more));
-            HT_TRY(begin(c, more));
-            HT_TRY(literal(c, ","));
-            HT_TRY(use_common(c, C_SPACE));
-            HT_TRY(use(c, item));
-            HT_TRY(use_common(c, C_SPACE));
-            HT_TRY(use(c, more));
-            HT_TRY(end(c));
-            HT_TRY(new_rule(c, &next));
-            HT_TRY(empty(c, next));
-            HT_TRY(begin(c, next));
-            HT_TRY(use(c, item));
-            HT_TRY(use_common(c, C_SPACE));
-            HT_TRY(use(c, more));
-            HT_TRY(end(c));
-        }
-    }
-    HT_TRY(begin(c, rule));
-    HT_TRY(literal(c, "["));
-    HT_TRY(use_common(c, C_SPACE));
-    HT_TRY(use(c, next));
-    HT_TRY(literal(c, "]"));
-    return end(c);
-}
-
-static enum ht_status alternatives(struct compiler *c, int rule, int n, const enum common *which)
-{
-    for (int i = 0; i < n; i++) {
-        HT_TRY(begin(c, rule));
-        HT_TRY(use_common(c, which[i]));
-        HT_TRY(end(c));
-    }
-    return HT_OK;
-}
-
-static enum ht_status make_common(struct compiler *c, enum common which, int rule)
-{
-    static const enum common values[] = {
-        C_OBJECT, C_ARRAY, C_STRING, C_NUMBER, C_BOOLEAN, C_NULL
-    };
-    int spaces;
-    switch (which) {
-    case C_SPACE:
-        HT_TRY(repeat_class(c, "  ", 2, 0, MAX_SPACES, &spaces));
-        HT_TRY(empty(c, rule));
-        HT_TRY(begin(c, rule));
-        HT_TRY(literal(c, " "));
-        HT_TRY(end(c));
-        HT_TRY(begin(c, rule));
-        HT_TRY(literal(c, "\n"));
-        HT_TRY(use(c, spaces));
-        return end(c);
-    case C_CHAR: return make_chars(c, rule);
-    case C_CHARS:
-        HT_TRY(need(c, 1, C_CHAR));
-        HT_TRY(empty(c, rule));
-        HT_TRY(begin(c, rule));
-        HT_TRY(use_common(c, C_CHAR));
-        HT_TRY(use(c, rule));
-        return end(c);
-    case C_STRING:
-        HT_TRY(need(c, 1, C_CHARS));
-        HT_TRY(begin(c, rule));
-        HT_TRY(literal(c, "\""));
-        HT_TRY(use_common(c, C_CHARS));
-        HT_TRY(literal(c, "\""));
-        return end(c);
-    case C_NUMBER:
-    case C_INTEGER: return make_number(c, rule, which == C_INTEGER);
-    case C_BOOLEAN:
-        HT_TRY(begin(c, rule));
-        HT_TRY(literal(c, "true"));
-        HT_TRY(end(c));
-        HT_TRY(begin(c, rule));
-        HT_TRY(literal(c, "false"));
-        return end(c);
-    case C_NULL:
-        HT_TRY(begin(c, rule));
-        HT_TRY(literal(c, "null"));
-        return end(c);
-    case C_VALUE:
-        HT_TRY(need(c, 6, C_OBJECT, C_ARRAY, C_STRING, C_NUMBER, C_BOOLEAN, C_NULL));
-        return alternatives(c, rule, 6, values);
-    case C_OBJECT: HT_TRY(need(c, 1, C_VALUE)); return make_map(c, rule, c->common[C_VALUE] - 1);
-    case C_ARRAY:
-        HT_TRY(need(c, 1, C_VALUE));
-        return make_list(c, rule, NULL, 0, c->common[C_VALUE] - 1, 0, -1);
-    case C_COUNT: break;
-    }
-    return HT_OK;
-}
-
-static enum ht_status common(struct compiler *c, enum common which, int *rule)
-{
-    if (!c->common[which]) {
-        HT_TRY(new_rule(c, rule));
-        c->common[which] = *rule + 1; // first: values are recursive
-        HT_TRY(make_common(c, which, *rule));
-    }
-    *rule = c->common[which] - 1;
-    return HT_OK;
-}
-
-// ---- schemas ----
-
-static enum ht_status compile(struct compiler *c, const json_t *schema, int *rule);
+static enum ht_status compile(struct ht_schema_compiler *c, const json_t *schema, int *rule);
 
 static enum ht_status check_keywords(const json_t *schema)
 {
@@ -454,7 +43,8 @@ static enum ht_status get_count(const json_t *schema, const char *key, int other
 }
 
 /* "#", "#/$defs/name": walks from the root. */
-static enum ht_status resolve(const struct compiler *c, const char *ref, const json_t **out)
+static enum ht_status resolve(const struct ht_schema_compiler *c, const char *ref,
+                              const json_t **out)
 {
     char part[256];
     *out = c->root;
@@ -476,48 +66,48 @@ static enum ht_status resolve(const struct compiler *c, const char *ref, const j
     return *out ? HT_OK : HT_FAIL(HT_ERR_ARG, "the schema's $ref '%.100s' leads nowhere", ref);
 }
 
-static enum ht_status compile_literal(struct compiler *c, int rule, const json_t *value)
+static enum ht_status compile_literal(struct ht_schema_compiler *c, int rule, const json_t *value)
 {
     char *text = json_dumps(value, JSON_ENCODE_ANY | JSON_COMPACT);
     if (!text) return HT_FAIL(HT_ERR_MEMORY, "no memory for a value of the schema");
-    enum ht_status st = begin(c, rule);
-    if (st == HT_OK) st = literal(c, text);
-    if (st == HT_OK) st = end(c);
+    enum ht_status st = ht_rules_begin(c, rule);
+    if (st == HT_OK) st = ht_rules_literal(c, text);
+    if (st == HT_OK) st = ht_rules_end(c);
     free(text);
     return st;
 }
 
-static enum ht_status compile_string(struct compiler *c, const json_t *schema, int rule)
+static enum ht_status compile_string(struct ht_schema_compiler *c, const json_t *schema, int rule)
 {
     int low, high, next = -1, this;
     HT_TRY(get_count(schema, "minLength", 0, &low));
     HT_TRY(get_count(schema, "maxLength", -1, &high));
     if (high >= 0 && high < low)
         return HT_FAIL(HT_ERR_ARG, "the schema's maxLength is below its minLength");
-    HT_TRY(need(c, 2, C_CHAR, C_CHARS));
+    HT_TRY(ht_rules_need(c, 2, HT_RULES_CHAR, HT_RULES_CHARS));
     const int last = high >= 0 ? high : low;
     for (int i = last; i >= 0; i--) {
-        HT_TRY(new_rule(c, &this));
+        HT_TRY(ht_rules_new_rule(c, &this));
         if (i == last && high < 0) {
-            HT_TRY(begin(c, this));
-            HT_TRY(use_common(c, C_CHARS));
-            HT_TRY(end(c));
+            HT_TRY(ht_rules_begin(c, this));
+            HT_TRY(ht_rules_use_common(c, HT_RULES_CHARS));
+            HT_TRY(ht_rules_end(c));
         } else {
-            if (i >= low) HT_TRY(empty(c, this));
+            if (i >= low) HT_TRY(ht_rules_empty(c, this));
             if (i < last) {
-                HT_TRY(begin(c, this));
-                HT_TRY(use_common(c, C_CHAR));
-                HT_TRY(use(c, next));
-                HT_TRY(end(c));
+                HT_TRY(ht_rules_begin(c, this));
+                HT_TRY(ht_rules_use_common(c, HT_RULES_CHAR));
+                HT_TRY(ht_rules_use(c, next));
+                HT_TRY(ht_rules_end(c));
             }
         }
         next = this;
     }
-    HT_TRY(begin(c, rule));
-    HT_TRY(literal(c, "\""));
-    HT_TRY(use(c, next));
-    HT_TRY(literal(c, "\""));
-    return end(c);
+    HT_TRY(ht_rules_begin(c, rule));
+    HT_TRY(ht_rules_literal(c, "\""));
+    HT_TRY(ht_rules_use(c, next));
+    HT_TRY(ht_rules_literal(c, "\""));
+    return ht_rules_end(c);
 }
 
 static bool is_required(const json_t *schema, const char *key)
@@ -531,8 +121,8 @@ static bool is_required(const json_t *schema, const char *key)
 }
 
 /* Members in the schema's order: state (k, something written) goes to k + 1. */
-static enum ht_status compile_members(struct compiler *c, const json_t *schema, json_t *properties,
-                                      int rule)
+static enum ht_status compile_members(struct ht_schema_compiler *c, const json_t *schema,
+                                      json_t *properties, int rule)
 {
     const size_t n = json_object_size(properties);
     int *values = calloc(n + 1, sizeof *values), first = -1, more = -1, this;
@@ -546,7 +136,7 @@ static enum ht_status compile_members(struct compiler *c, const json_t *schema, 
         st = HT_FAIL(HT_ERR_MEMORY, "no memory for %zu properties", n);
         goto done;
     }
-    HT_TRY_GOTO(st, done, need(c, 1, C_SPACE));
+    HT_TRY_GOTO(st, done, ht_rules_need(c, 1, HT_RULES_SPACE));
     json_object_foreach(properties, key, value)
     {
         keys[k] = key;
@@ -556,9 +146,9 @@ static enum ht_status compile_members(struct compiler *c, const json_t *schema, 
     for (k = n + 1; k-- > 0;) {
         int next[2] = { first, more };
         for (int written = 0; written < 2; written++) {
-            HT_TRY_GOTO(st, done, new_rule(c, &this));
+            HT_TRY_GOTO(st, done, ht_rules_new_rule(c, &this));
             if (k == n) {
-                HT_TRY_GOTO(st, done, empty(c, this));
+                HT_TRY_GOTO(st, done, ht_rules_empty(c, this));
             } else {
                 json_t *name = json_string(keys[k]);
                 char *text = name ? json_dumps(name, JSON_ENCODE_ANY) : NULL;
@@ -567,22 +157,22 @@ static enum ht_status compile_members(struct compiler *c, const json_t *schema, 
                     st = HT_FAIL(HT_ERR_MEMORY, "no memory for a property's name");
                     goto done;
                 }
-                st = begin(c, this);
-                if (st == HT_OK && written) st = literal(c, ",");
-                if (st == HT_OK && written) st = use_common(c, C_SPACE);
-                if (st == HT_OK) st = literal(c, text);
+                st = ht_rules_begin(c, this);
+                if (st == HT_OK && written) st = ht_rules_literal(c, ",");
+                if (st == HT_OK && written) st = ht_rules_use_common(c, HT_RULES_SPACE);
+                if (st == HT_OK) st = ht_rules_literal(c, text);
                 free(text);
                 HT_TRY_GOTO(st, done, st);
-                HT_TRY_GOTO(st, done, literal(c, ":"));
-                HT_TRY_GOTO(st, done, use_common(c, C_SPACE));
-                HT_TRY_GOTO(st, done, use(c, values[k]));
-                HT_TRY_GOTO(st, done, use_common(c, C_SPACE));
-                HT_TRY_GOTO(st, done, use(c, next[1]));
-                HT_TRY_GOTO(st, done, end(c));
+                HT_TRY_GOTO(st, done, ht_rules_literal(c, ":"));
+                HT_TRY_GOTO(st, done, ht_rules_use_common(c, HT_RULES_SPACE));
+                HT_TRY_GOTO(st, done, ht_rules_use(c, values[k]));
+                HT_TRY_GOTO(st, done, ht_rules_use_common(c, HT_RULES_SPACE));
+                HT_TRY_GOTO(st, done, ht_rules_use(c, next[1]));
+                HT_TRY_GOTO(st, done, ht_rules_end(c));
                 if (!is_required(schema, keys[k])) {
-                    HT_TRY_GOTO(st, done, begin(c, this));
-                    HT_TRY_GOTO(st, done, use(c, next[written]));
-                    HT_TRY_GOTO(st, done, end(c));
+                    HT_TRY_GOTO(st, done, ht_rules_begin(c, this));
+                    HT_TRY_GOTO(st, done, ht_rules_use(c, next[written]));
+                    HT_TRY_GOTO(st, done, ht_rules_end(c));
                 }
             }
             if (written)
@@ -591,19 +181,19 @@ static enum ht_status compile_members(struct compiler *c, const json_t *schema, 
                 first = this;
         }
     }
-    HT_TRY_GOTO(st, done, begin(c, rule));
-    HT_TRY_GOTO(st, done, literal(c, "{"));
-    HT_TRY_GOTO(st, done, use_common(c, C_SPACE));
-    HT_TRY_GOTO(st, done, use(c, first));
-    HT_TRY_GOTO(st, done, literal(c, "}"));
-    HT_TRY_GOTO(st, done, end(c));
+    HT_TRY_GOTO(st, done, ht_rules_begin(c, rule));
+    HT_TRY_GOTO(st, done, ht_rules_literal(c, "{"));
+    HT_TRY_GOTO(st, done, ht_rules_use_common(c, HT_RULES_SPACE));
+    HT_TRY_GOTO(st, done, ht_rules_use(c, first));
+    HT_TRY_GOTO(st, done, ht_rules_literal(c, "}"));
+    HT_TRY_GOTO(st, done, ht_rules_end(c));
 done:
     free(values);
     free(keys);
     return st;
 }
 
-static enum ht_status compile_object(struct compiler *c, const json_t *schema, int rule)
+static enum ht_status compile_object(struct ht_schema_compiler *c, const json_t *schema, int rule)
 {
     json_t *properties = json_object_get(schema, "properties");
     const json_t *others = json_object_get(schema, "additionalProperties"),
@@ -626,12 +216,12 @@ static enum ht_status compile_object(struct compiler *c, const json_t *schema, i
     if (json_is_object(others)) {
         HT_TRY(compile(c, others, &value));
     } else {
-        HT_TRY(common(c, C_VALUE, &value));
+        HT_TRY(ht_rules_common(c, HT_RULES_VALUE, &value));
     }
-    return make_map(c, rule, value);
+    return ht_rules_make_map(c, rule, value);
 }
 
-static enum ht_status compile_array(struct compiler *c, const json_t *schema, int rule)
+static enum ht_status compile_array(struct ht_schema_compiler *c, const json_t *schema, int rule)
 {
     const json_t *items = json_object_get(schema, "items"),
                  *prefix = json_object_get(schema, "prefixItems");
@@ -644,7 +234,7 @@ static enum ht_status compile_array(struct compiler *c, const json_t *schema, in
     if (json_is_object(items) || json_is_true(items))
         HT_TRY(compile(c, items, &item));
     else if (!items)
-        HT_TRY(common(c, C_VALUE, &item));
+        HT_TRY(ht_rules_common(c, HT_RULES_VALUE, &item));
     else if (!json_is_false(items))
         return HT_FAIL(HT_ERR_ARG, "the schema's items must be an object, true or false");
     if ((high >= 0 && high < low) || (item < 0 && low > (int)n))
@@ -653,50 +243,52 @@ static enum ht_status compile_array(struct compiler *c, const json_t *schema, in
     enum ht_status st = rules ? HT_OK : HT_FAIL(HT_ERR_MEMORY, "no memory for %zu items", n);
     for (size_t i = 0; i < n && st == HT_OK; i++)
         st = compile(c, json_array_get(prefix, i), &rules[i]);
-    if (st == HT_OK) st = make_list(c, rule, rules, (int)n, item, low, high);
+    if (st == HT_OK) st = ht_rules_make_list(c, rule, rules, (int)n, item, low, high);
     free(rules);
     return st;
 }
 
-static enum ht_status compile_type(struct compiler *c, const json_t *schema, const char *type,
-                                   int rule)
+static enum ht_status compile_type(struct ht_schema_compiler *c, const json_t *schema,
+                                   const char *type, int rule)
 {
     static const char *const names[] = { "number", "integer", "boolean", "null" };
-    static const enum common rules[] = { C_NUMBER, C_INTEGER, C_BOOLEAN, C_NULL };
+    static const enum ht_rules_common rules[] = { HT_RULES_NUMBER, HT_RULES_INTEGER,
+                                                  HT_RULES_BOOLEAN, HT_RULES_NULL };
     if (strcmp(type, "string") == 0) return compile_string(c, schema, rule);
     if (strcmp(type, "object") == 0) return compile_object(c, schema, rule);
     if (strcmp(type, "array") == 0) return compile_array(c, schema, rule);
     for (int i = 0; i < 4; i++) {
         if (strcmp(type, names[i]) != 0) continue;
-        HT_TRY(need(c, 1, rules[i]));
-        return alternatives(c, rule, 1, &rules[i]);
+        HT_TRY(ht_rules_need(c, 1, rules[i]));
+        return ht_rules_alternatives(c, rule, 1, &rules[i]);
     }
     return HT_FAIL(HT_ERR_ARG, "the schema's type '%.40s' is unknown", type);
 }
 
-static enum ht_status compile_any(struct compiler *c, const json_t *list, const char *key, int rule)
+static enum ht_status compile_any(struct ht_schema_compiler *c, const json_t *list, const char *key,
+                                  int rule)
 {
     int inner;
     if (!json_is_array(list) || json_array_size(list) == 0)
         return HT_FAIL(HT_ERR_ARG, "the schema's %s is no list of schemas", key);
     for (size_t i = 0; i < json_array_size(list); i++) {
         HT_TRY(compile(c, json_array_get(list, i), &inner));
-        HT_TRY(begin(c, rule));
-        HT_TRY(use(c, inner));
-        HT_TRY(end(c));
+        HT_TRY(ht_rules_begin(c, rule));
+        HT_TRY(ht_rules_use(c, inner));
+        HT_TRY(ht_rules_end(c));
     }
     return HT_OK;
 }
 
-static enum ht_status compile_into(struct compiler *c, const json_t *schema, int rule)
+static enum ht_status compile_into(struct ht_schema_compiler *c, const json_t *schema, int rule)
 {
-    static const enum common any[] = { C_VALUE };
+    static const enum ht_rules_common any[] = { HT_RULES_VALUE };
     const json_t *v, *target, *type = json_object_get(schema, "type");
     int inner;
 
     if (json_is_true(schema)) {
-        HT_TRY(need(c, 1, C_VALUE));
-        return alternatives(c, rule, 1, any);
+        HT_TRY(ht_rules_need(c, 1, HT_RULES_VALUE));
+        return ht_rules_alternatives(c, rule, 1, any);
     }
     if (!json_is_object(schema))
         return HT_FAIL(HT_ERR_ARG, "a schema is neither an object nor true");
@@ -705,9 +297,9 @@ static enum ht_status compile_into(struct compiler *c, const json_t *schema, int
         if (!json_is_string(v)) return HT_FAIL(HT_ERR_ARG, "the schema's $ref is no string");
         HT_TRY(resolve(c, json_string_value(v), &target));
         HT_TRY(compile(c, target, &inner));
-        HT_TRY(begin(c, rule));
-        HT_TRY(use(c, inner));
-        return end(c);
+        HT_TRY(ht_rules_begin(c, rule));
+        HT_TRY(ht_rules_use(c, inner));
+        return ht_rules_end(c);
     }
     if ((v = json_object_get(schema, "const"))) return compile_literal(c, rule, v);
     if ((v = json_object_get(schema, "enum"))) {
@@ -739,11 +331,11 @@ static enum ht_status compile_into(struct compiler *c, const json_t *schema, int
     if (json_object_get(schema, "properties")) return compile_object(c, schema, rule);
     if (json_object_get(schema, "items") || json_object_get(schema, "prefixItems"))
         return compile_array(c, schema, rule);
-    HT_TRY(need(c, 1, C_VALUE));
-    return alternatives(c, rule, 1, any);
+    HT_TRY(ht_rules_need(c, 1, HT_RULES_VALUE));
+    return ht_rules_alternatives(c, rule, 1, any);
 }
 
-static enum ht_status compile(struct compiler *c, const json_t *schema, int *rule)
+static enum ht_status compile(struct ht_schema_compiler *c, const json_t *schema, int *rule)
 {
     for (int i = 0; i < c->n_seen; i++)
         if (c->seen[i].schema == schema) {
@@ -751,10 +343,12 @@ static enum ht_status compile(struct compiler *c, const json_t *schema, int *rul
             return HT_OK;
         }
     if (c->depth >= 128) return HT_FAIL(HT_ERR_ARG, "the schema is nested more than 128 deep");
-    HT_TRY(grow((void **)&c->seen, &c->seen_capacity, c->n_seen, sizeof *c->seen, 20000, "parts"));
-    HT_TRY(new_rule(c, rule));
+    HT_TRY(ht_rules_grow((void **)&c->seen, &c->seen_capacity, c->n_seen, sizeof *c->seen, 20000,
+                         "parts"));
+    HT_TRY(ht_rules_new_rule(c, rule));
     if (json_is_object(schema))
-        c->seen[c->n_seen++] = (struct seen){ schema, *rule }; // true and false are shared
+        c->seen[c->n_seen++] =
+            (struct ht_schema_seen){ schema, *rule }; // true and false are shared
     c->depth++;
     HT_TRY(compile_into(c, schema, *rule));
     c->depth--;
@@ -763,29 +357,22 @@ static enum ht_status compile(struct compiler *c, const json_t *schema, int *rul
 
 enum ht_status ht_rules_from_schema(struct ht_rules *r, const json_t *schema)
 {
-    struct compiler c = { .r = r, .root = schema };
+    struct ht_schema_compiler c = { .r = r, .root = schema };
     enum ht_status st = HT_OK;
     int root, inner;
 
     *r = (struct ht_rules){ 0 };
-    HT_TRY_GOTO(st, done, new_rule(&c, &root));
-    HT_TRY_GOTO(st, done, need(&c, 1, C_SPACE));
-    HT_TRY_GOTO(st, done, schema ? compile(&c, schema, &inner) : common(&c, C_OBJECT, &inner));
-    HT_TRY_GOTO(st, done, begin(&c, root));
-    HT_TRY_GOTO(st, done, use_common(&c, C_SPACE));
-    HT_TRY_GOTO(st, done, use(&c, inner));
-    HT_TRY_GOTO(st, done, end(&c));
+    HT_TRY_GOTO(st, done, ht_rules_new_rule(&c, &root));
+    HT_TRY_GOTO(st, done, ht_rules_need(&c, 1, HT_RULES_SPACE));
+    HT_TRY_GOTO(st, done,
+                schema ? compile(&c, schema, &inner)
+                       : ht_rules_common(&c, HT_RULES_OBJECT, &inner));
+    HT_TRY_GOTO(st, done, ht_rules_begin(&c, root));
+    HT_TRY_GOTO(st, done, ht_rules_use_common(&c, HT_RULES_SPACE));
+    HT_TRY_GOTO(st, done, ht_rules_use(&c, inner));
+    HT_TRY_GOTO(st, done, ht_rules_end(&c));
 done:
     free(c.seen);
     if (st != HT_OK) ht_rules_free(r);
     return st;
-}
-
-void ht_rules_free(struct ht_rules *r)
-{
-    for (int i = 0; i < r->n_rules; i++) free(r->rules[i].alternatives);
-    free(r->rules);
-    free(r->symbols);
-    free(r->classes);
-    *r = (struct ht_rules){ 0 };
 }

@@ -289,7 +289,7 @@ size_t ht_utf8_count(const char *p, size_t n);
 size_t ht_utf8_offset(const char *p, size_t n, size_t index); // bytes before code point index
 bool ht_utf8_is_space(int32_t c);
 
-// jinja_eval.c
+// jinja_run.c and jinja_operators.c
 enum ht_status ht_jinja_call(struct ht_jrun *r, struct ht_jv f, const struct ht_jargs *a,
                              struct ht_jv *out);
 enum ht_status ht_jinja_attribute(struct ht_jrun *r, struct ht_jv v, const struct ht_jstring *name,
