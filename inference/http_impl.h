@@ -50,8 +50,9 @@ void ht_peers_free(struct ht_peers *p);
 /* A complete request came in on this socket; its answer is through. */
 void ht_peers_busy(struct ht_peers *p, int fd, double now);
 void ht_peers_idle(struct ht_peers *p, int fd, double now);
-/* Look at all sockets and shut those that break a limit. Returns how many are open. */
-int ht_peers_sweep(struct ht_peers *p, double now, int64_t *n_over, int64_t *n_slow);
+/* Look at all sockets and shut those that break a limit. Returns how many are open; n_busy of them
+ * have an answer that is not through. */
+int ht_peers_sweep(struct ht_peers *p, double now, int *n_busy, int64_t *n_over, int64_t *n_slow);
 
 // ---- the server ----
 

@@ -114,9 +114,10 @@ static int same_client(const struct ht_peers *p, int fd)
     return n;
 }
 
-int ht_peers_sweep(struct ht_peers *p, double now, int64_t *n_over, int64_t *n_slow)
+int ht_peers_sweep(struct ht_peers *p, double now, int *n_busy, int64_t *n_over, int64_t *n_slow)
 {
     int open = 0;
+    *n_busy = 0;
     for (int fd = 3; fd < p->n; fd++) {
         struct peer *x = &p->peers[fd];
         const uint64_t before = x->cookie;
@@ -128,6 +129,7 @@ int ht_peers_sweep(struct ht_peers *p, double now, int64_t *n_over, int64_t *n_s
         const bool slow =
             !x->busy && now - x->since > (x->answered ? p->limits.idle_s : p->limits.request_s);
         open++;
+        *n_busy += x->busy;
         if (x->shut || (!over && !slow)) continue;
         *(over ? n_over : n_slow) += over || !x->answered;
         x->shut = true;

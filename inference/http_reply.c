@@ -58,8 +58,9 @@ void ht_http_reply_json(struct ht_http *h, struct evhttp_request *r, int status,
                         struct ht_api_text *t)
 {
     if (t->failed) {
-        ht_http_reply(h, r, 500, "application/json", id,
-                      "{\"error\":{\"message\":\"out of memory\",\"type\":\"server_error\"}}", 62);
+        static const char body[] = "{\"error\":{\"message\":\"out of memory\",\"type\":"
+                                   "\"server_error\",\"param\":null,\"code\":null}}";
+        ht_http_reply(h, r, 500, "application/json", id, body, sizeof body - 1);
     } else {
         ht_http_reply(h, r, status, "application/json", id, t->p, t->n);
     }

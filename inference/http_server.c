@@ -92,11 +92,12 @@ static void on_tick(evutil_socket_t fd, short what, void *arg)
     struct ht_http *h = arg;
     const double now = ht_time_s();
     struct ht_job *next;
+    int n_busy;
     (void)fd;
     (void)what;
 
     h->metrics.connections =
-        ht_peers_sweep(h->peers, now, &h->metrics.rejected[HT_REJECT_CONNECTIONS],
+        ht_peers_sweep(h->peers, now, &n_busy, &h->metrics.rejected[HT_REJECT_CONNECTIONS],
                        &h->metrics.rejected[HT_REJECT_SLOW_REQUEST]);
     for (struct ht_job *j = h->jobs; j; j = next) {
         next = j->next;
@@ -106,8 +107,10 @@ static void on_tick(evutil_socket_t fd, short what, void *arg)
         }
     }
     if (!h->draining) return;
-    if (h->jobs && now < h->drain_until_s) return;
-    h->cut = h->jobs != NULL;
+    // an answer that is made may still wait for its client to read it
+    const bool open = h->jobs || n_busy > 0;
+    if (open && now < h->drain_until_s) return;
+    h->cut = open;
     event_base_loopbreak(h->base);
 }
 

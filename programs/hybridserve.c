@@ -1,6 +1,7 @@
 /* programs/hybridserve.c: an OpenAI-compatible server. Options, loading, signals; the rest is
  * inference/http_server.c. */
 #include <errno.h>
+#include <fcntl.h>
 #include <getopt.h>
 #include <pthread.h>
 #include <signal.h>
@@ -8,6 +9,7 @@
 #include <stdlib.h>
 #include <string.h>
 #include <sys/resource.h>
+#include <unistd.h>
 
 #include "core/base/file.h"
 #include "core/base/thread.h"
@@ -303,9 +305,8 @@ static enum ht_status set_http(struct arguments *a, int code, const char *name, 
 static enum ht_status set_option(struct arguments *a, struct ht_log *log, int code,
                                  const char *name, const char *v)
 {
-    static const char *const weights[] = {
-        "stored", "fp32", "bf16", "int8", "int4", "int4z", "fp8", NULL
-    };
+    static const char *const weights[] = { "stored", "fp32",  "bf16", "int8",
+                                           "int4",   "int4z", "fp8",  NULL };
     static const char *const kv[] = { "model", "bf16", "int8", NULL }, *const state[] = { "fp32",
                                                                                           "16",
                                                                                           NULL };
@@ -445,7 +446,13 @@ static void *reopen_thread(void *arg)
     sigaddset(&set, SIGHUP);
     for (;;) {
         if (sigwait(&set, &number) != 0) return NULL;
-        if (r->path) r->log->file = freopen(r->path, "a", r->log->file);
+        if (!r->path) continue;
+        // under the stream that others write to; where it cannot be opened the old one goes on
+        const int fd = open(r->path, O_WRONLY | O_APPEND | O_CREAT | O_CLOEXEC, 0666);
+        if (fd < 0) continue;
+        fflush(r->log->file);
+        dup3(fd, fileno(r->log->file), O_CLOEXEC);
+        close(fd);
     }
 }
 

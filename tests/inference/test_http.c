@@ -716,6 +716,42 @@ START_TEST(draining_finishes_what_runs)
 }
 END_TEST
 
+/* An answer larger than what the kernel takes is made at once and read late. */
+START_TEST(draining_waits_for_who_reads)
+{
+    const size_t n_text = 6 << 20;
+    char *body = malloc(n_text + 64), *text;
+    struct ht_http_options o = options();
+
+    o.drain_s = 20;
+    for (int late = 0; late < 2; late++) {
+        if (late) o.drain_s = 0.5;
+        start(&o, &quick);
+        give_model();
+        usleep(50000);
+        const size_t n = (size_t)sprintf(body, "{\"add_special_tokens\":false,\"prompt\":\"");
+        for (size_t i = 0; i < n_text; i++) body[n + i] = "hq z"[i % 4];
+        strcpy(body + n + n_text, "\"}");
+        const int fd = begin_post("/tokenize", body, NULL);
+        char first;
+        ck_assert_int_eq(recv(fd, &first, 1, MSG_PEEK), 1);
+        ht_http_drain(server);
+        usleep(late ? 1500000 : 500000);
+        if (!late) {
+            ck_assert_int_eq(answer_of(fd, &text), 200);
+            ck_assert_msg(strcmp(text + strlen(text) - 2, "]}") == 0, "%zu bytes", strlen(text));
+            free(text);
+        }
+        pthread_join(thread, NULL);
+        ck_assert_int_eq(ended, late ? HT_ERR_STOPPED : HT_OK);
+        if (late) close(fd);
+        ck_assert_int_eq(pthread_create(&thread, NULL, run, NULL), 0); // for stop()
+        stop();
+    }
+    free(body);
+}
+END_TEST
+
 START_TEST(engine_failures_reach_the_client)
 {
     const struct ht_http_options o = options();
@@ -773,6 +809,7 @@ int main(void)
     tcase_add_test(c, slow_clients_are_cut);
     tcase_add_test(c, oversize_is_refused);
     tcase_add_test(c, draining_finishes_what_runs);
+    tcase_add_test(c, draining_waits_for_who_reads);
     tcase_add_test(c, engine_failures_reach_the_client);
     tcase_add_test(c, tokens_there_and_back);
     suite_add_tcase(s, c);
