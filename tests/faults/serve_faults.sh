@@ -24,7 +24,7 @@ trap 'kill -9 ${pid:-} ${sampler:-} 2>/dev/null || true; rm -rf "$work"' EXIT
 make_data
 expect 0 train 1 faults train.steps=10 data.seq_len=256
 "$bin/hybridserve" --model runs/faults --port 0 --threads 1 --max-num-seqs "$seqs" --max-model-len 128 --log-level warn \
-    --request-timeout 60 ${queue:+--max-queue "$queue"} >serve.out 2>serve.log &
+    --request-timeout 60 --max-body 256KiB ${queue:+--max-queue "$queue"} >serve.out 2>serve.log &
 pid=$!
 for _ in $(seq 600); do
     base=$(sed -n 's/^listening on //p' serve.out)

@@ -153,6 +153,15 @@ static const struct malformed malformed[] = {
     { "POST /v1/completions HTTP/1.1\r\nHost: x\r\nTransfer-Encoding: chunked\r\nConnection: "
       "close\r\n\r\nzz\r\n\r\n",
       0 },
+    { "POST /v1/completions HTTP/1.1\r\nHost: x\r\nConnection: close\r\nContent-Length: "
+      "60\r\n\r\n{\"prompt\":\"cut",
+      0 }, // and no more comes
+    { "POST /v1/completions HTTP/1.1\r\nHost: x\r\nConnection: close\r\nContent-Length: "
+      "5\r\n\r\n{\"prompt\":\"a\",\"max_tokens\":2}",
+      400 }, // its first five bytes
+    { "POST /v1/completions HTTP/1.1\r\nHost: x\r\nContent-Length: -1\r\n\r\n{}", 0 },
+    { "POST /v1/completions HTTP/1.1\r\nHost: x\r\nContent-Length: ten\r\n\r\n{}", 0 },
+    { "POST /v1/completions HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n{\"prompt\":1}", 0 },
     { "DELETE /v1/completions HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n", 0 },
     { "GET /no/such/page HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n", 404 },
     { "{\"prompt\":", 400 },
@@ -169,9 +178,37 @@ static const struct malformed malformed[] = {
     { "[[[[[[[[[[[[[[[[[[[[[[[[[[[[[[[[[[[[[[[[[[[[[[[[[[[[[[[[[[[[[[[[[[[[[[[[[[[[[[[[", 400 },
 };
 
+/* A body beyond what the server takes (256 KiB here), its length told or not: 413, or the end. */
+static enum end send_huge(int fd)
+{
+    static char spaces[1 << 16];
+    char head[256], text[MAX_ANSWER];
+    const size_t n_bytes = 1 << 20;
+    const bool chunked = draw(2);
+    int status;
+
+    memset(spaces, ' ', sizeof spaces);
+    put(fd, head,
+        (size_t)snprintf(
+            head, sizeof head, "POST /v1/completions HTTP/1.1\r\nHost: x\r\n%s%zu\r\n\r\n",
+            chunked ? "Transfer-Encoding: chunked\r\nX-Length: " : "Content-Length: ", n_bytes));
+    for (size_t i = 0; i < n_bytes / sizeof spaces; i++) {
+        if (chunked && !put(fd, "10000\r\n", 7)) break;
+        if (!put(fd, spaces, sizeof spaces)) break;
+        if (chunked && !put(fd, "\r\n", 2)) break;
+    }
+    shutdown(fd, SHUT_WR);
+    read_text(fd, text, &status, false);
+    if (status == 0 || status == 400 || status == 413) return MALFORMED;
+    fprintf(stderr, "status %d for a body of %zu bytes\n", status, n_bytes);
+    return WRONG;
+}
+
 static enum end send_malformed(int fd)
 {
-    const struct malformed *m = &malformed[draw(sizeof malformed / sizeof *malformed)];
+    const size_t n = sizeof malformed / sizeof *malformed, which = draw(n + 1);
+    if (which == n) return send_huge(fd);
+    const struct malformed *m = &malformed[which];
     char head[256], text[MAX_ANSWER];
     int status;
 
