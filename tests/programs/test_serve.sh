@@ -131,7 +131,7 @@ cat >chat.jinja <<'END'
 {% endfor %}assistant:
 END
 echo secret-key >keys.txt
-start --chat-template chat.jinja --api-key-file keys.txt --served-model-name tiny --metrics-prefix vllm: --no-chat-page
+start --chat-template chat.jinja --api-key-file keys.txt --served-model-name tiny --metrics-prefix vllm: --no-chat-page --log-file server.log
 ask 401 /v1/models
 auth=(-H 'Authorization: Bearer secret-key')
 ask 200 /v1/models
@@ -153,8 +153,20 @@ for i in 1 2 3 4 5 6; do
 done
 ask 200 /metrics
 says 'vllm:num_requests_running'
-grep -q secret-key serve.log && fail "a key is in the log"
-grep -q 'number 1' serve.log && fail "a prompt is in the log"
+one='{"model": "tiny", "messages": [{"role": "user", "content": "rotate"}], "max_tokens": 2}'
+mv server.log old.log # SIGHUP: the log goes on in a new file
+kill -HUP "$pid"
+for _ in $(seq 100); do [ -e server.log ] && break || sleep 0.1; done
+ask 200 /v1/chat/completions "$one"
+for _ in $(seq 50); do [ -s server.log ] && break || sleep 0.1; done
+[ -s server.log ] || fail "nothing in the log after SIGHUP"
+rm server.log
+mkdir server.log # it cannot be opened: the server goes on
+kill -HUP "$pid"
+sleep 0.2
+ask 200 /v1/chat/completions "$one"
+grep -q secret-key serve.log old.log && fail "a key is in the log"
+grep -q 'number 1' serve.log old.log && fail "a prompt is in the log"
 stop
 pid=
 echo "all right"
