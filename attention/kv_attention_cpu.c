@@ -72,12 +72,25 @@ struct head_state { // of one query head within a block
     float m, l;
 };
 
+/* Bytes that will be wanted after this step, asked for in small pieces between the arithmetic: a
+ * burst of requests would fill the core's queue of misses and stop it. */
+struct ahead {
+    const char *at, *end;
+    int64_t piece;
+};
+
+TILE_INLINE void fetch_piece(struct ahead *a)
+{
+    const char *const to = a->end - a->at < a->piece ? a->end : a->at + a->piece;
+    for (; a->at < to; a->at += 64) __builtin_prefetch(a->at, 0, 3);
+}
+
 /* prob[h][key + j] = q[h] . (row key + j of k) for HT_VLEN rows, the last valid one repeated beyond
  * n_keys. A few rows at a time against all heads: each row is loaded once, and the sums stay in
  * registers. */
 TILE_INLINE void key_scores(const struct head_state *heads, int n, float prob[HEADS][STEP],
                             int64_t key, const char *k, int64_t row_bytes, int64_t n_keys,
-                            int64_t n_words, enum ht_dtype dtype, int pair)
+                            int64_t n_words, enum ht_dtype dtype, int pair, struct ahead *ahead)
 {
     enum { AT_ONCE = HT_VLEN == 16 ? 4 : 2 };
     const int64_t q_bytes = dtype == HT_DTYPE_BF16 && pair == 1 ? 2 : 4; // of a stored word
@@ -87,6 +100,7 @@ TILE_INLINE void key_scores(const struct head_state *heads, int n, float prob[HE
     for (int64_t j = 0; j < HT_VLEN; j += AT_ONCE) {
         const char *rows[AT_ONCE];
         ht_vf acc[HEADS][AT_ONCE];
+        fetch_piece(ahead);
 #pragma GCC unroll 4
         for (int u = 0; u < AT_ONCE; u++) {
             rows[u] = k + tile_min(key + j + u, n_keys - 1) * row_bytes;
@@ -153,7 +167,8 @@ TILE_INLINE float head_softmax(struct head_state *h, float *prob, int64_t n_keys
  */
 TILE_INLINE void add_paired_values(struct head_state *heads, int n, ht_bf16 prob[HEADS][STEP],
                                    const float *corr, const char *v, int64_t row_bytes,
-                                   int64_t n_keys, int64_t dim, int64_t d, bool ragged)
+                                   int64_t n_keys, int64_t dim, int64_t d, bool ragged,
+                                   struct ahead *ahead)
 {
     const __m512i low =
         (__m512i)(__v32hi){ 0, 32, 1, 33, 2,  34, 3,  35, 4,  36, 5,  37, 6,  38, 7,  39,
@@ -170,6 +185,7 @@ TILE_INLINE void add_paired_values(struct head_state *heads, int n, ht_bf16 prob
     for (int64_t j = 0; j < n_keys; j += 2, v += 2 * row_bytes) {
         const char *odd = j + 1 < n_keys ? v + row_bytes : v; // that key meets P = 0
         __m512i row[4];
+        fetch_piece(ahead);
         if (ragged) {
             row[0] = _mm512_maskz_loadu_epi16((__mmask32)mask, v);
             row[1] = _mm512_maskz_loadu_epi16((__mmask32)mask, odd);
@@ -205,7 +221,7 @@ TILE_INLINE void add_paired_values(struct head_state *heads, int n, ht_bf16 prob
  * vectors. */
 TILE_INLINE void add_values(struct head_state *heads, int n, float prob[HEADS][STEP],
                             const float *corr, const char *v, int64_t row_bytes, int64_t n_keys,
-                            int64_t d, enum ht_dtype dtype, int pair)
+                            int64_t d, enum ht_dtype dtype, int pair, struct ahead *ahead)
 {
     (void)pair;
 #if TILE_HAS_PAIRS
@@ -216,8 +232,9 @@ TILE_INLINE void add_values(struct head_state *heads, int n, float prob[HEADS][S
             for (int64_t j = 0; j < n_keys; j += HT_VLEN)
                 vf_store_bf16(&prob16[h][j], vf_load(&prob[h][j]));
         for (; dim + 64 <= d; dim += 64)
-            add_paired_values(heads, n, prob16, corr, v, row_bytes, n_keys, dim, d, false);
-        if (dim < d) add_paired_values(heads, n, prob16, corr, v, row_bytes, n_keys, dim, d, true);
+            add_paired_values(heads, n, prob16, corr, v, row_bytes, n_keys, dim, d, false, ahead);
+        if (dim < d)
+            add_paired_values(heads, n, prob16, corr, v, row_bytes, n_keys, dim, d, true, ahead);
         return;
     }
 #endif
@@ -226,6 +243,7 @@ TILE_INLINE void add_values(struct head_state *heads, int n, float prob[HEADS][S
 #pragma GCC unroll 4
         for (int h = 0; h < n; h++) acc[h] = vf_load(heads[h].o + i * HT_VLEN) * corr[h];
         for (int64_t j = 0; j < n_keys; j++) {
+            if (j % 2 == 0) fetch_piece(ahead);
             const ht_vf vj = row_words(v + j * row_bytes, i, d, dtype, 1);
 #pragma GCC unroll 4
             for (int h = 0; h < n; h++) acc[h] += vj * prob[h][j];
@@ -238,15 +256,16 @@ TILE_INLINE void add_values(struct head_state *heads, int n, float prob[HEADS][S
 /* `n` heads over keys 0 .. n_keys (at most STEP) of k and v. */
 TILE_INLINE void heads_step(struct head_state *heads, int n, const char *k, const char *v,
                             int64_t row_bytes, int64_t n_keys, int64_t d, enum ht_dtype dtype,
-                            float scale_log2, int pair)
+                            float scale_log2, int pair, struct ahead *k_ahead,
+                            struct ahead *v_ahead)
 {
     _Alignas(64) float prob[HEADS][STEP];
     float corr[HEADS];
 
     for (int64_t key = 0; key < n_keys; key += HT_VLEN)
-        key_scores(heads, n, prob, key, k, row_bytes, n_keys, d / pair, dtype, pair);
+        key_scores(heads, n, prob, key, k, row_bytes, n_keys, d / pair, dtype, pair, k_ahead);
     for (int h = 0; h < n; h++) corr[h] = head_softmax(&heads[h], prob[h], n_keys, scale_log2);
-    add_values(heads, n, prob, corr, v, row_bytes, n_keys, d, dtype, pair);
+    add_values(heads, n, prob, corr, v, row_bytes, n_keys, d, dtype, pair, v_ahead);
 }
 
 static struct ht_attention_view cache_view(const struct ht_kv_attention_args *a, int64_t seq,
@@ -272,12 +291,6 @@ static struct ht_attention_view cache_view(const struct ht_kv_attention_args *a,
     };
 }
 
-/* Ask for the bytes from..to into L2. */
-static void prefetch_bytes(const char *from, const char *to)
-{
-    for (; from < to; from += 64) __builtin_prefetch(from, 0, 2);
-}
-
 /* All heads of the one new row of `seq` over keys key0 .. key1: a slot of (o, m, l) per head. All
  * kv heads advance together, a step of 64 keys at a time, so that memory is read in order; while
  * one kv head is computed, its share of the next step's contiguous bytes is fetched. */
@@ -290,6 +303,10 @@ TILE_INLINE void decode_block(const struct ht_kv_attention_args *args, int64_t s
     const int64_t n_kv = args->n_kv_heads, at_m = slot - 2, at_l = slot - 1;
     const char *const k_end = a.k + key1 * row_bytes, *const v_end = a.v + key1 * row_bytes;
     const float scale_log2 = a.scale * TILE_LOG2E;
+    // a kv head's share of a step over the loops of key_scores and add_values
+    const int64_t share = STEP * row_bytes / n_kv, passes = (d + 63) / 64;
+    const int64_t k_piece = (share / (STEP / 4) + 63) / 64 * 64;
+    const int64_t v_piece = (share / (passes * STEP / 2) + 63) / 64 * 64;
 
     for (int64_t h = 0; h < args->n_heads; h++) {
         memset(slots + h * slot, 0, (size_t)slot * sizeof(float));
@@ -301,8 +318,8 @@ TILE_INLINE void decode_block(const struct ht_kv_attention_args *args, int64_t s
         for (int64_t kv = 0; kv < n_kv; kv++) {
             const int64_t from = step_bytes + step_bytes * kv / n_kv;
             const int64_t to = step_bytes + step_bytes * (kv + 1) / n_kv;
-            prefetch_bytes(k + from, k + to < k_end ? k + to : k_end);
-            prefetch_bytes(v + from, v + to < v_end ? v + to : v_end);
+            struct ahead k_ahead = { k + from, k + to < k_end ? k + to : k_end, k_piece };
+            struct ahead v_ahead = { v + from, v + to < v_end ? v + to : v_end, v_piece };
             const char *kh = k + kv * d * element, *vh = v + kv * d * element;
             for (int64_t h0 = 0; h0 < a.group;) {
                 const int64_t left = a.group - h0, head0 = kv * a.group + h0;
@@ -314,11 +331,14 @@ TILE_INLINE void decode_block(const struct ht_kv_attention_args *args, int64_t s
                                                  at[at_l] };
                 }
                 if (n == 4)
-                    heads_step(hs, 4, kh, vh, row_bytes, n_keys, d, a.dtype, scale_log2, pair);
+                    heads_step(hs, 4, kh, vh, row_bytes, n_keys, d, a.dtype, scale_log2, pair,
+                               &k_ahead, &v_ahead);
                 else if (n == 2)
-                    heads_step(hs, 2, kh, vh, row_bytes, n_keys, d, a.dtype, scale_log2, pair);
+                    heads_step(hs, 2, kh, vh, row_bytes, n_keys, d, a.dtype, scale_log2, pair,
+                               &k_ahead, &v_ahead);
                 else
-                    heads_step(hs, 1, kh, vh, row_bytes, n_keys, d, a.dtype, scale_log2, pair);
+                    heads_step(hs, 1, kh, vh, row_bytes, n_keys, d, a.dtype, scale_log2, pair,
+                               &k_ahead, &v_ahead);
                 h0 += n;
                 for (int h = 0; h < n; h++) {
                     hs[h].o[at_m] = hs[h].m;
