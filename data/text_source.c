@@ -124,7 +124,9 @@ void ht_text_close(struct ht_text_source *s)
 static enum ht_status make_room(struct ht_text_source *s, size_t n)
 {
     if (n > s->o.max_document_bytes)
-        return HT_FAIL(HT_ERR_FORMAT, "%s:%lld: a document of more than %zu bytes",
+        return HT_FAIL(HT_ERR_FORMAT,
+                       "%s:%lld: a document of more than %zu bytes; a text file is one document "
+                       "unless every line is to be one (--lines)",
                        s->files[s->current].path, (long long)s->line, s->o.max_document_bytes);
     if (n < s->room) return HT_OK;
     const size_t room = n + n / 2 + 65536;
